@@ -1,0 +1,188 @@
+/* druse.h - the whole native interface of Druse on one page.
+ *
+ * Plain C, no state but a thread pool. Every function returns a druse_result, never throws and never writes past a
+ * capacity that the caller stated. What is wrong with one crystal (NaN, flat cell, too many edges) is a bit in that
+ * crystal's status word and leaves the others untouched; a druse_result other than DRUSE_OK means that the call itself
+ * was wrong and nothing was written.
+ *
+ * Conventions
+ *   batch     crystal b owns atoms offsets[b] .. offsets[b + 1] - 1; offsets[0] = 0; one crystal is a batch of one
+ *   cells     row vectors in Angstrom: cart = frac @ cell; either handedness
+ *   frac      float64, wrapped or not
+ *   edge      source -> target: the atom at frac[src] + image, seen from frac[dst];
+ *             unit = (cart[dst] - cart[src + image]) / distance points from source to target
+ *   half edge an undirected edge, stored once with src < dst (or src == dst and image lexicographically negative);
+ *             its mirror swaps src and dst, negates image and unit, and has the index e + edge_capacity
+ *   arrays    C order, host memory for DRUSE_CPU and device memory for DRUSE_CUDA; nullable only where said
+ *
+ * Equal input gives equal bytes: on any number of threads, on any instruction set, at any place in a batch. Integer
+ * results and noise are the same bytes on a GPU too.
+ */
+#ifndef DRUSE_H
+#define DRUSE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define DRUSE_API __declspec(dllexport)
+#else
+#define DRUSE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DRUSE_ABI_VERSION 1
+
+typedef enum {
+    DRUSE_OK = 0,
+    DRUSE_ERROR_ARGUMENT = 1,    /* a null pointer, a negative count, an unknown mode, a cutoff that is not positive */
+    DRUSE_ERROR_MEMORY = 2,      /* scratch memory could not be had */
+    DRUSE_ERROR_UNSUPPORTED = 3, /* this build or this machine cannot run the request (no CUDA, unknown isa) */
+    DRUSE_ERROR_CUDA = 4         /* a CUDA call failed; the CUDA runtime holds the reason */
+} druse_result;
+
+typedef enum { DRUSE_CPU = 0, DRUSE_CUDA = 1 } druse_device;
+typedef enum { DRUSE_ISA_BEST = 0, DRUSE_ISA_BASELINE = 1, DRUSE_ISA_AVX2 = 2, DRUSE_ISA_AVX512 = 3 } druse_isa;
+
+/* Where to run. A CUDA call is queued on `stream` and does not wait for it. */
+typedef struct {
+    int32_t device;    /* druse_device */
+    int32_t n_threads; /* CPU: 0 = every core this process may use */
+    int32_t isa;       /* CPU: druse_isa; DRUSE_ISA_BEST except in tests */
+    int32_t reserved;  /* 0 */
+    void *stream;      /* CUDA: a cudaStream_t */
+} druse_exec;
+
+/* Bits of a crystal's status word. The first group stops that crystal: it has no edges, or keeps its old state. */
+enum {
+    DRUSE_STATUS_NON_FINITE = 1 << 0,      /* NaN or infinity in frac, cell, score or logits */
+    DRUSE_STATUS_SINGULAR = 1 << 1,        /* a flat or zero cell, or a lattice plane spacing under 0.01 Angstrom */
+    DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 periodic images within reach */
+    DRUSE_STATUS_EDGE_OVERFLOW = 1 << 3,   /* edge_capacity was too small; edge_counts says what is needed */
+    DRUSE_STATUS_DEGREE_OVERFLOW = 1 << 4, /* degree_capacity was too small; degree says what is needed */
+    /* and these only inform */
+    DRUSE_STATUS_EMPTY = 1 << 8,      /* no atoms */
+    DRUSE_STATUS_COINCIDENT = 1 << 9, /* two atoms within 0.01 Angstrom; that pair has no edge */
+    DRUSE_STATUS_ISOLATED = 1 << 10   /* an atom without any neighbour within the cutoff */
+};
+
+/* ---- the library ------------------------------------------------------------------------------------------------ */
+
+DRUSE_API int32_t druse_abi_version(void);
+DRUSE_API const char *druse_result_string(int32_t result);
+DRUSE_API int32_t druse_best_isa(void);         /* druse_isa */
+DRUSE_API int32_t druse_hardware_threads(void); /* cores this process may use */
+DRUSE_API int32_t druse_has_cuda(void);         /* built with CUDA */
+DRUSE_API int32_t druse_cuda_devices(void);     /* CUDA devices that answer; 0 without a driver */
+
+/* ---- periodic radius graph -------------------------------------------------------------------------------------- */
+
+typedef enum {
+    DRUSE_MODE_EXACT = 0,   /* every image; whole shells; float64 decides */
+    DRUSE_MODE_UPSTREAM = 1 /* images -1, 0, 1; exactly K nearest; float32 in the order of operations of CDVAE */
+} druse_graph_mode;
+
+typedef enum {
+    DRUSE_SYMMETRISE_NONE = 0,     /* directed edges, grouped by target */
+    DRUSE_SYMMETRISE_UPSTREAM = 1, /* half edges: those directed edges that already have src < dst (GemNet in CDVAE) */
+    DRUSE_SYMMETRISE_UNION = 2     /* half edges: every pair that either end chose */
+} druse_symmetrise;
+
+typedef struct {
+    double cutoff;          /* Angstrom, > 0; a pair at the cutoff counts (exact mode: up to 1e-6 beyond) */
+    double shell_tolerance; /* exact mode: keep all within this of the K-th distance, Angstrom; < 0: exactly K */
+    int32_t max_neighbors;  /* K, > 0; INT32_MAX for all */
+    int32_t mode;           /* druse_graph_mode */
+    int32_t symmetrise;     /* druse_symmetrise */
+    int32_t reserved;       /* 0 */
+} druse_graph_options;
+
+typedef struct {
+    int64_t edge_capacity;
+    int32_t *src;          /* [edge_capacity] atom index in the batch */
+    int32_t *dst;          /* [edge_capacity] */
+    int32_t *image;        /* [edge_capacity, 3] */
+    float *distance;       /* [edge_capacity] Angstrom */
+    float *unit;           /* [edge_capacity, 3] */
+    int64_t *edge_offsets; /* [n_crystals + 1] edges of crystal b: edge_offsets[b] .. edge_offsets[b + 1] - 1 */
+    int64_t *edge_counts;  /* [n_crystals] the true counts, also of crystals that did not fit */
+    uint32_t *status;      /* [n_crystals] */
+} druse_edges;
+
+/* The edges of every crystal, packed in batch order, by target and within a target by source. A crystal that does not
+ * fit into what is left of edge_capacity writes no edge; later ones that fit still do. */
+DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
+                                     const double *frac, const double *cells, const druse_graph_options *options,
+                                     druse_edges *edges);
+
+/* The directed edges that end at each atom, as a table: in_edge[n, k] for k < degree[n], `pad` beyond, in order of
+ * edge index (an edge before its mirror). `mirror` is 0 for directed edges; for half edges it is the index distance of
+ * a mirror, and mirrors are listed too. slot[e] = atom * degree_capacity + k is the inverse, of mirror + n_edges
+ * entries (nullable). degree[n] is the true count; where it exceeds the capacity the row holds the first ones, slot is
+ * -1 for the rest, and the crystal's status gains DEGREE_OVERFLOW. */
+DRUSE_API int32_t druse_incidence(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
+                                  const int64_t *edge_offsets, const int32_t *src, const int32_t *dst, int64_t mirror,
+                                  int64_t degree_capacity, int32_t pad, int32_t *in_edge, int32_t *slot,
+                                  int32_t *degree, uint32_t *status);
+
+/* ---- noise: Philox4x32-10 --------------------------------------------------------------------------------------- */
+
+/* One block: 128-bit counter, 64-bit key, four words. */
+DRUSE_API void druse_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+
+/* What a draw is named by. Block k of crystal c is Philox(counter = {c low, c high, step, purpose << 24 | k},
+ * key = {seed low, seed high}); a row of `width` values takes ceil(width / 4) blocks and rows follow one another. */
+typedef struct {
+    uint64_t seed;     /* of the run */
+    uint32_t purpose;  /* < 256: draws for different purposes never share a block */
+    uint32_t step;     /* of the sampler */
+    const uint64_t *crystal_ids; /* [n_crystals] */
+} druse_noise_key;
+
+/* Standard normal draws (Box-Muller) and uniform ones in (0, 1). `offsets` nullable: one row a crystal. */
+DRUSE_API int32_t druse_normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
+                               const int64_t *offsets, int32_t width, float *out);
+DRUSE_API int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
+                                const int64_t *offsets, int32_t width, double *out);
+
+/* ---- sampler updates, in place ---------------------------------------------------------------------------------- */
+
+/* x' = x + drift * score + diffusion * noise in Cartesian Angstrom (eqs 2 and 7: drift = step, diffusion =
+ * sqrt(2 step)), wrapped to [0, 1); species = 1 + argmax of the allowed logits, the first of equals.
+ * `noise` nullable: drawn by `key`. `logits` nullable: species stay. `allowed` nullable: all.
+ * A crystal with a non-finite score or logit keeps its state and gains NON_FINITE. */
+DRUSE_API int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
+                                 const int64_t *offsets, const double *cells, double drift, double diffusion,
+                                 const float *score, const float *noise, int32_t n_species, const float *logits,
+                                 const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status);
+
+/* z' = scale * (z - eps_scale * eps) + noise_scale * noise (eq. 4: scale = 1 / sqrt(alpha), eps_scale =
+ * (1 - alpha) / sqrt(1 - alpha-bar)), float32. `noise` nullable: drawn by `key`, one row a crystal. */
+DRUSE_API int32_t druse_ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width,
+                             double scale, double eps_scale, double noise_scale, const float *eps, const float *noise,
+                             float *z, uint32_t *status);
+
+/* ---- decoder geometry ------------------------------------------------------------------------------------------- */
+
+/* out[e, k] = envelope(d) exp(-(d - mu_k)^2 / (2 delta^2)), d = distance / cutoff, mu_k = k delta,
+ * delta = 1 / (n_radial - 1), envelope = 1 - 21 d^5 + 35 d^6 - 15 d^7 below 1, else 0. out: [n_edges, n_radial]. */
+DRUSE_API int32_t druse_radial_basis(const druse_exec *exec, int64_t n_edges, const float *distance, double cutoff,
+                                     int32_t n_radial, float *out);
+
+/* out[n, i, l, j] = P_l(cos of the angle between edges i and j at atom n), 0 for padding and for i == j.
+ * out: [n_atoms, degree_capacity, n_spherical, degree_capacity]; degree is clamped to the capacity. */
+DRUSE_API int32_t druse_legendre(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, int32_t n_spherical,
+                                 const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit,
+                                 float *out);
+
+/* out[n] = sum over the edges into n of force[e] * unit[e], in the order of the table. force: [mirror + n_edges]. */
+DRUSE_API int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity,
+                                  const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit,
+                                  const float *force, float *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,189 @@
+// druse.h: checks of the arguments, then the device.
+#include <string.h>
+
+#include "core/philox.hpp"
+#include "cpu/cpu.hpp"
+#include "cpu/pool.hpp"
+#include "cuda/cuda.hpp"
+
+#define DRUSE_REQUIRE(condition)                       \
+    do {                                               \
+        if (!(condition)) return DRUSE_ERROR_ARGUMENT; \
+    } while (0)
+
+#define DRUSE_DISPATCH(operation, ...)                                              \
+    return exec->device == DRUSE_CUDA ? druse::cuda::operation(exec, __VA_ARGS__)   \
+                                      : druse::cpu::operation(exec, __VA_ARGS__)
+
+namespace {
+
+// On the host the offsets themselves are checked; those in device memory are the caller's to keep.
+bool valid_offsets(const druse_exec *exec, int64_t count, const int64_t *offsets) {
+    if (exec->device == DRUSE_CUDA) return true;
+    if (offsets[0] != 0) return false;
+    for (int64_t b = 0; b < count; ++b)
+        if (offsets[b + 1] < offsets[b]) return false;
+    return offsets[count] <= INT32_MAX;
+}
+
+int32_t check_exec(const druse_exec *exec) {
+    if (exec == nullptr || exec->n_threads < 0) return DRUSE_ERROR_ARGUMENT;
+    if (exec->device == DRUSE_CUDA) return druse::cuda::built() ? DRUSE_OK : DRUSE_ERROR_UNSUPPORTED;
+    if (exec->device != DRUSE_CPU || exec->isa < DRUSE_ISA_BEST || exec->isa > DRUSE_ISA_AVX512)
+        return DRUSE_ERROR_ARGUMENT;
+    return druse::cpu::isa_available(exec->isa) ? DRUSE_OK : DRUSE_ERROR_UNSUPPORTED;
+}
+
+bool valid_key(const druse_noise_key *key) {
+    return key != nullptr && key->purpose < 256 && key->crystal_ids != nullptr;
+}
+
+bool within_blocks(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets, int32_t width) {
+    if (offsets == nullptr || exec->device == DRUSE_CUDA) return width <= 1 << 26;
+    const int64_t blocks_per_row = (width + 3) / 4;
+    for (int64_t b = 0; b < n_crystals; ++b)
+        if ((offsets[b + 1] - offsets[b]) * blocks_per_row > 1 << 24) return false;
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t druse_abi_version(void) { return DRUSE_ABI_VERSION; }
+
+const char *druse_result_string(int32_t result) {
+    switch (result) {
+        case DRUSE_OK: return "ok";
+        case DRUSE_ERROR_ARGUMENT: return "an argument is out of range";
+        case DRUSE_ERROR_MEMORY: return "out of memory";
+        case DRUSE_ERROR_UNSUPPORTED: return "not supported by this build or on this machine";
+        case DRUSE_ERROR_CUDA: return "a CUDA call failed";
+        default: return "unknown result";
+    }
+}
+
+int32_t druse_best_isa(void) { return druse::cpu::best_isa(); }
+int32_t druse_hardware_threads(void) { return druse::hardware_threads(); }
+int32_t druse_has_cuda(void) { return druse::cuda::built() ? 1 : 0; }
+int32_t druse_cuda_devices(void) { return druse::cuda::devices(); }
+
+int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets, const double *frac,
+                           const double *cells, const druse_graph_options *options, druse_edges *edges) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && offsets != nullptr && options != nullptr && edges != nullptr);
+    DRUSE_REQUIRE(options->cutoff > 0.0 && options->cutoff < 1e6 && options->max_neighbors > 0);
+    DRUSE_REQUIRE(options->shell_tolerance < 1e6);
+    DRUSE_REQUIRE(options->mode == DRUSE_MODE_EXACT || options->mode == DRUSE_MODE_UPSTREAM);
+    DRUSE_REQUIRE(options->symmetrise >= DRUSE_SYMMETRISE_NONE && options->symmetrise <= DRUSE_SYMMETRISE_UNION);
+    DRUSE_REQUIRE(edges->edge_capacity >= 0 && edges->edge_capacity <= INT32_MAX / 2);
+    DRUSE_REQUIRE(edges->edge_offsets != nullptr);
+    if (n_crystals > 0)
+        DRUSE_REQUIRE(cells != nullptr && frac != nullptr && edges->edge_counts != nullptr && edges->status != nullptr);
+    if (edges->edge_capacity > 0)
+        DRUSE_REQUIRE(edges->src != nullptr && edges->dst != nullptr && edges->image != nullptr &&
+                      edges->distance != nullptr && edges->unit != nullptr);
+    DRUSE_REQUIRE(valid_offsets(exec, n_crystals, offsets));
+    DRUSE_DISPATCH(radius_graph, n_crystals, offsets, frac, cells, options, edges);
+}
+
+int32_t druse_incidence(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
+                        const int64_t *edge_offsets, const int32_t *src, const int32_t *dst, int64_t mirror,
+                        int64_t degree_capacity, int32_t pad, int32_t *in_edge, int32_t *slot, int32_t *degree,
+                        uint32_t *status) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && offsets != nullptr && edge_offsets != nullptr);
+    DRUSE_REQUIRE(mirror >= 0 && mirror <= INT32_MAX / 2 && degree_capacity >= 0);
+    DRUSE_REQUIRE(valid_offsets(exec, n_crystals, offsets) && valid_offsets(exec, n_crystals, edge_offsets));
+    if (exec->device == DRUSE_CPU) {
+        const int64_t n_atoms = offsets[n_crystals], n_edges = edge_offsets[n_crystals];
+        DRUSE_REQUIRE(n_atoms == 0 || (degree != nullptr && (in_edge != nullptr || degree_capacity == 0)));
+        DRUSE_REQUIRE(degree_capacity == 0 || n_atoms <= INT32_MAX / degree_capacity);
+        DRUSE_REQUIRE(mirror == 0 || n_edges <= mirror);
+        DRUSE_REQUIRE(n_crystals == 0 || status != nullptr);
+        DRUSE_REQUIRE(n_edges == 0 || (src != nullptr && dst != nullptr));
+        for (int64_t b = 0; b < n_crystals; ++b)
+            for (int64_t e = edge_offsets[b]; e < edge_offsets[b + 1]; ++e)
+                DRUSE_REQUIRE(dst[e] >= offsets[b] && dst[e] < offsets[b + 1] && src[e] >= offsets[b] &&
+                              src[e] < offsets[b + 1]);
+    }
+    DRUSE_DISPATCH(incidence, n_crystals, offsets, edge_offsets, src, dst, mirror, degree_capacity, pad, in_edge, slot,
+                   degree, status);
+}
+
+void druse_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+    druse::Words words;
+    memcpy(words.w, counter, sizeof words.w);
+    words = druse::philox(words, key[0], key[1]);
+    memcpy(out, words.w, sizeof words.w);
+}
+
+int32_t druse_normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                     int32_t width, float *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && valid_key(key) && out != nullptr);
+    DRUSE_REQUIRE(offsets == nullptr || valid_offsets(exec, n_crystals, offsets));
+    DRUSE_REQUIRE(within_blocks(exec, n_crystals, offsets, width));
+    DRUSE_DISPATCH(normal, key, n_crystals, offsets, width, out);
+}
+
+int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                      int32_t width, double *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && valid_key(key) && out != nullptr);
+    DRUSE_REQUIRE(offsets == nullptr || valid_offsets(exec, n_crystals, offsets));
+    DRUSE_REQUIRE(within_blocks(exec, n_crystals, offsets, width));
+    DRUSE_DISPATCH(uniform, key, n_crystals, offsets, width, out);
+}
+
+int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                       const double *cells, double drift, double diffusion, const float *score, const float *noise,
+                       int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
+                       uint32_t *status) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && offsets != nullptr && (noise != nullptr || valid_key(key)));
+    DRUSE_REQUIRE(cells != nullptr && score != nullptr && frac != nullptr && status != nullptr);
+    DRUSE_REQUIRE(logits == nullptr || (n_species > 0 && species != nullptr));
+    DRUSE_REQUIRE(__builtin_isfinite(drift) && __builtin_isfinite(diffusion));
+    DRUSE_REQUIRE(valid_offsets(exec, n_crystals, offsets) && within_blocks(exec, n_crystals, offsets, 3));
+    DRUSE_DISPATCH(langevin, key, n_crystals, offsets, cells, drift, diffusion, score, noise, n_species, logits,
+                   allowed, frac, species, status);
+}
+
+int32_t druse_ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
+                   double eps_scale, double noise_scale, const float *eps, const float *noise, float *z,
+                   uint32_t *status) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && width <= 1 << 26 && (noise != nullptr || valid_key(key)));
+    DRUSE_REQUIRE(eps != nullptr && z != nullptr && status != nullptr);
+    DRUSE_REQUIRE(__builtin_isfinite(scale) && __builtin_isfinite(eps_scale) && __builtin_isfinite(noise_scale));
+    DRUSE_DISPATCH(ddpm, key, n_crystals, width, scale, eps_scale, noise_scale, eps, noise, z, status);
+}
+
+int32_t druse_radial_basis(const druse_exec *exec, int64_t n_edges, const float *distance, double cutoff,
+                           int32_t n_radial, float *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_edges >= 0 && cutoff > 0.0 && n_radial > 1 && n_radial <= 1 << 16);
+    DRUSE_REQUIRE(n_edges == 0 || (distance != nullptr && out != nullptr));
+    DRUSE_DISPATCH(radial_basis, n_edges, distance, cutoff, n_radial, out);
+}
+
+int32_t druse_legendre(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, int32_t n_spherical,
+                       const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit, float *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_atoms >= 0 && degree_capacity >= 0 && n_spherical > 0 && n_spherical <= 64 && mirror >= 0);
+    DRUSE_REQUIRE(n_atoms == 0 || degree_capacity == 0 ||
+                  (in_edge != nullptr && degree != nullptr && unit != nullptr && out != nullptr));
+    DRUSE_DISPATCH(legendre, n_atoms, degree_capacity, n_spherical, in_edge, degree, mirror, unit, out);
+}
+
+int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, const int32_t *in_edge,
+                        const int32_t *degree, int64_t mirror, const float *unit, const float *force, float *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_atoms >= 0 && degree_capacity >= 0 && mirror >= 0);
+    DRUSE_REQUIRE(n_atoms == 0 || (degree != nullptr && out != nullptr));
+    DRUSE_REQUIRE(n_atoms == 0 || degree_capacity == 0 || (in_edge != nullptr && unit != nullptr && force != nullptr));
+    DRUSE_DISPATCH(force_sum, n_atoms, degree_capacity, in_edge, degree, mirror, unit, force, out);
+}
+
+}  // extern "C"

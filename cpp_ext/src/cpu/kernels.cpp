@@ -1,0 +1,17 @@
+// Compiled once for each instruction set, with DRUSE_ISA its namespace and name.
+#include "geometry_kernel.hpp"
+#include "graph_kernel.hpp"
+#include "noise_kernel.hpp"
+
+#define DRUSE_JOIN2(a, b) a##b
+#define DRUSE_JOIN(a, b) DRUSE_JOIN2(a, b)
+
+namespace druse {
+
+const Kernels *DRUSE_JOIN(kernels_, DRUSE_ISA)() {
+    static constexpr Kernels kernels = {DRUSE_ISA::graph,        DRUSE_ISA::normal,   DRUSE_ISA::ddpm,
+                                        DRUSE_ISA::radial_basis, DRUSE_ISA::legendre, DRUSE_ISA::force_sum};
+    return &kernels;
+}
+
+}  // namespace druse

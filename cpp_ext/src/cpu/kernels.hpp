@@ -1,0 +1,94 @@
+// What each instruction set provides: loops over rows, crystals and atoms, called from the thread pool.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "druse.h"
+
+namespace druse {
+
+// A growing array that reports failure instead of throwing, and never shrinks. Always inline: this header is compiled for
+// several instruction sets, and the linker must not choose one set's copy for all.
+#define DRUSE_INLINE __attribute__((always_inline)) inline
+
+template <class T>
+struct Buffer {
+    T *data = nullptr;
+    int64_t capacity = 0;
+
+    Buffer() = default;
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    ~Buffer() { free(data); }
+
+    DRUSE_INLINE bool reserve(int64_t wanted) {
+        if (wanted <= capacity) return true;
+        const int64_t size = wanted + wanted / 2 + 64;
+        void *grown = realloc(data, static_cast<size_t>(size) * sizeof(T));
+        if (grown == nullptr) return false;
+        data = static_cast<T *>(grown);
+        capacity = size;
+        return true;
+    }
+    DRUSE_INLINE T &operator[](int64_t i) { return data[i]; }
+    DRUSE_INLINE int64_t bytes() const { return capacity * static_cast<int64_t>(sizeof(T)); }
+};
+
+struct EdgeRecord {
+    int32_t src, dst;
+    int32_t image[3];
+    float distance;
+    float unit[3];
+};
+
+// A thread's working memory for one crystal, kept between calls.
+struct GraphScratch {
+    Buffer<double> atoms;              // wrapped coordinates and translations, or float64 lists
+    Buffer<float> positions;           // [3, n] or [6, n]
+    Buffer<double> image_numbers;      // [3, m]
+    Buffer<float> image_shifts;        // [3, m padded]
+    Buffer<float> candidate_d2;
+    Buffer<int32_t> candidate_id;
+    Buffer<double> chosen;             // float64 vectors and squared distances of what survived float32
+    Buffer<int32_t> chosen_index;
+    Buffer<EdgeRecord> edges;          // directed, grouped by target
+    Buffer<int64_t> first_edge;        // [n + 1]
+    Buffer<EdgeRecord> half_edges;
+
+    DRUSE_INLINE int64_t bytes() const {
+        return atoms.bytes() + positions.bytes() + image_numbers.bytes() + image_shifts.bytes() + candidate_d2.bytes() +
+               candidate_id.bytes() + chosen.bytes() + chosen_index.bytes() + edges.bytes() + first_edge.bytes() +
+               half_edges.bytes();
+    }
+};
+
+struct CrystalGraph {
+    const EdgeRecord *edges = nullptr;
+    int64_t count = 0;
+    uint32_t status = 0;
+};
+
+struct Kernels {
+    // The edges of one crystal; false when memory ran out.
+    bool (*graph)(GraphScratch *scratch, int64_t n_atoms, const double *frac, const double *cell,
+                  const druse_graph_options *options, CrystalGraph *out);
+    // rows x width draws of one crystal
+    void (*normal)(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t purpose, int64_t n_rows, int32_t width,
+                   float *out);
+    void (*ddpm)(int64_t count, float scale, float eps_scale, float noise_scale, const float *eps, const float *noise,
+                 float *z);
+    void (*radial_basis)(int64_t n_edges, const float *distance, float cutoff, int32_t n_radial, float *out);
+    // `vectors` is working memory of 3 * degree_capacity
+    void (*legendre)(int64_t n_atoms, int64_t degree_capacity, int32_t n_spherical, const int32_t *in_edge,
+                     const int32_t *degree, int64_t mirror, const float *unit, float *vectors, float *out);
+    void (*force_sum)(int64_t n_atoms, int64_t degree_capacity, const int32_t *in_edge, const int32_t *degree,
+                      int64_t mirror, const float *unit, const float *force, float *out);
+};
+
+const Kernels *kernels_baseline();
+const Kernels *kernels_avx2();    // nullptr where not built
+const Kernels *kernels_avx512();  // nullptr where not built
+
+}  // namespace druse

@@ -1,0 +1,72 @@
+// The few vector operations that the graph needs and compilers do not find by themselves. Each instruction set compiles
+// this header in its own namespace (DRUSE_ISA).
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace druse {
+namespace DRUSE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Mask __attribute__((vector_size(4 * kWidth)));
+
+static inline Vector load(const float *p) {
+    Vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline Vector splat(float x) { return x - Vector{}; }
+
+// Bit l of the result is set where lane l of the mask is.
+static inline uint32_t lanes(Mask mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint32_t>(mask[l] & 1) << l;
+    return bits;
+#endif
+}
+
+static inline int population(uint32_t bits) { return __builtin_popcount(bits); }
+
+// Appends the chosen lanes of `values` to values_out and first_id + lane to ids_out. Both need kWidth spare places.
+static inline int64_t append(uint32_t chosen, Vector values, int32_t first_id, float *values_out, int32_t *ids_out) {
+#if defined(__AVX512F__)
+    const __mmask16 m = static_cast<__mmask16>(chosen);
+    const __m512i steps = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i ids = _mm512_add_epi32(steps, _mm512_set1_epi32(first_id));
+    _mm512_storeu_ps(values_out, _mm512_maskz_compress_ps(m, reinterpret_cast<__m512>(values)));
+    _mm512_storeu_si512(ids_out, _mm512_maskz_compress_epi32(m, ids));
+    return population(chosen);
+#else
+    int64_t count = 0;
+    float all[kWidth];
+    memcpy(all, &values, sizeof all);
+    for (; chosen != 0; chosen &= chosen - 1, ++count) {
+        const int lane = __builtin_ctz(chosen);
+        values_out[count] = all[lane];
+        ids_out[count] = first_id + lane;
+    }
+    return count;
+#endif
+}
+
+}  // namespace DRUSE_ISA
+}  // namespace druse

@@ -1,0 +1,24 @@
+"""Druse: crystal structures in bulk, to property targets.
+
+Public modules, in the order in which they build on one another: `errors`, `lattice`, `crystals`, `graphs`, `basis`,
+`noise`, `sampling`, `doctor`.
+"""
+
+from druse.crystals import Crystals
+from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError, NativeLibraryError
+from druse.graphs import Graph, GraphBuffers, radius_graph
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Crystals",
+    "DeviceError",
+    "DruseError",
+    "Graph",
+    "GraphBuffers",
+    "InputError",
+    "MissingDependencyError",
+    "NativeLibraryError",
+    "__version__",
+    "radius_graph",
+]

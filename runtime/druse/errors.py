@@ -1,0 +1,35 @@
+"""What can go wrong, as types.
+
+::
+
+    DruseError
+    ├── InputError (ValueError)        an argument or a file is not what it should be
+    ├── MissingDependencyError (ImportError)
+    │                                  an optional package is not installed; names the extra that brings it
+    ├── NativeLibraryError (OSError)   the native library is absent or from another version
+    └── DeviceError (RuntimeError)     a device or backend that was asked for cannot run
+
+Every message says what was wrong, what arrived, and what to do about it.
+"""
+
+__all__ = ["DeviceError", "DruseError", "InputError", "MissingDependencyError", "NativeLibraryError"]
+
+
+class DruseError(Exception):
+    """Base of every error that Druse raises on purpose."""
+
+
+class InputError(DruseError, ValueError):
+    """An argument or a file is not what it should be."""
+
+
+class MissingDependencyError(DruseError, ImportError):
+    """An optional package is not installed."""
+
+
+class NativeLibraryError(DruseError, OSError):
+    """The native library is absent, broken, or from another version of Druse."""
+
+
+class DeviceError(DruseError, RuntimeError):
+    """A device or backend that was asked for by name cannot run."""
