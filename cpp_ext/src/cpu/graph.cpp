@@ -22,16 +22,22 @@ GraphScratch *&scratch_of_thread() {
     return owner.scratch;
 }
 
+template <class T>
+void copy(T *out, const Buffer<T> &from, int64_t count) {
+    memcpy(out, from.data, static_cast<size_t>(count) * sizeof(T));
+}
+
 void write_edges(const CrystalGraph &graph, int64_t first_atom, int64_t at, druse_edges *out) {
+    if (graph.count == 0) return;
     const int32_t base = static_cast<int32_t>(first_atom);
-    for (int64_t e = 0; e < graph.count; ++e, ++at) {
-        const EdgeRecord &edge = graph.edges[e];
-        out->src[at] = base + edge.src;
-        out->dst[at] = base + edge.dst;
-        memcpy(out->image + 3 * at, edge.image, sizeof edge.image);
-        out->distance[at] = edge.distance;
-        memcpy(out->unit + 3 * at, edge.unit, sizeof edge.unit);
+    const int32_t *src = graph.edges->src.data, *dst = graph.edges->dst.data;
+    for (int64_t e = 0; e < graph.count; ++e) {
+        out->src[at + e] = base + src[e];
+        out->dst[at + e] = base + dst[e];
     }
+    copy(out->image + 3 * at, graph.edges->image, 3 * graph.count);
+    copy(out->distance + at, graph.edges->distance, graph.count);
+    copy(out->unit + 3 * at, graph.edges->unit, 3 * graph.count);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, with DRUSE_ISA its namespace and name.
 #include "geometry_kernel.hpp"
-#include "graph_kernel.hpp"
 #include "noise_kernel.hpp"
+#include "symmetrise.hpp"
 
 #define DRUSE_JOIN2(a, b) a##b
 #define DRUSE_JOIN(a, b) DRUSE_JOIN2(a, b)

@@ -36,36 +36,40 @@ struct Buffer {
     DRUSE_INLINE int64_t bytes() const { return capacity * static_cast<int64_t>(sizeof(T)); }
 };
 
-struct EdgeRecord {
-    int32_t src, dst;
-    int32_t image[3];
-    float distance;
-    float unit[3];
+// Edges of one crystal, atoms counted from 0: arrays as in druse_edges.
+struct EdgeArrays {
+    Buffer<int32_t> src, dst, image;
+    Buffer<float> distance, unit;
+
+    DRUSE_INLINE bool reserve(int64_t n) {
+        return src.reserve(n) && dst.reserve(n) && image.reserve(3 * n) && distance.reserve(n) && unit.reserve(3 * n);
+    }
+    DRUSE_INLINE int64_t bytes() const {
+        return src.bytes() + dst.bytes() + image.bytes() + distance.bytes() + unit.bytes();
+    }
 };
 
-// A thread's working memory for one crystal, kept between calls.
+// A thread's working memory for one crystal, kept between calls. Atoms and images come as [3, n] and [3, m].
 struct GraphScratch {
-    Buffer<double> atoms;              // wrapped coordinates and translations, or float64 lists
-    Buffer<float> positions;           // [3, n] or [6, n]
-    Buffer<double> image_numbers;      // [3, m]
-    Buffer<float> image_shifts;        // [3, m padded]
+    Buffer<double> double_atoms, double_images, double_work;
+    Buffer<float> float_atoms, float_images, float_work;
+    Buffer<int32_t> int_atoms, int_images;
     Buffer<float> candidate_d2;
-    Buffer<int32_t> candidate_id;
-    Buffer<double> chosen;             // float64 vectors and squared distances of what survived float32
-    Buffer<int32_t> chosen_index;
-    Buffer<EdgeRecord> edges;          // directed, grouped by target
-    Buffer<int64_t> first_edge;        // [n + 1]
-    Buffer<EdgeRecord> half_edges;
+    Buffer<int32_t> candidate_id, chosen_id;
+    EdgeArrays edges;            // directed, grouped by target
+    Buffer<int64_t> first_edge;  // [n + 1]
+    EdgeArrays half_edges;
 
     DRUSE_INLINE int64_t bytes() const {
-        return atoms.bytes() + positions.bytes() + image_numbers.bytes() + image_shifts.bytes() + candidate_d2.bytes() +
-               candidate_id.bytes() + chosen.bytes() + chosen_index.bytes() + edges.bytes() + first_edge.bytes() +
+        return double_atoms.bytes() + double_images.bytes() + double_work.bytes() + float_atoms.bytes() +
+               float_images.bytes() + float_work.bytes() + int_atoms.bytes() + int_images.bytes() +
+               candidate_d2.bytes() + candidate_id.bytes() + chosen_id.bytes() + edges.bytes() + first_edge.bytes() +
                half_edges.bytes();
     }
 };
 
 struct CrystalGraph {
-    const EdgeRecord *edges = nullptr;
+    const EdgeArrays *edges = nullptr;
     int64_t count = 0;
     uint32_t status = 0;
 };

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -37,6 +37,8 @@ static inline uint32_t lanes(Mask mask) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
 #elif defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#elif defined(__SSE2__)
+    return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
 #else
     uint32_t bits = 0;
     for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint32_t>(mask[l] & 1) << l;
@@ -44,7 +46,31 @@ static inline uint32_t lanes(Mask mask) {
 #endif
 }
 
-static inline int population(uint32_t bits) { return __builtin_popcount(bits); }
+static inline int population(uint32_t bits) {
+#if defined(__AVX2__)
+    return __builtin_popcount(bits);
+#else
+    bits -= bits >> 1 & 5u;  // four lanes at most
+    return static_cast<int>((bits & 3u) + (bits >> 2));
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For every mask of eight lanes, the chosen lanes first: AVX2 has no compress instruction.
+struct CompressTable {
+    uint8_t lane[256][8];
+    constexpr CompressTable() : lane() {
+        for (int mask = 0; mask < 256; ++mask)
+            for (int l = 0, n = 0; l < 8; ++l)
+                if (mask >> l & 1) lane[mask][n++] = static_cast<uint8_t>(l);
+    }
+};
+constexpr CompressTable kCompress;
+
+static inline __m256i chosen_lanes(uint32_t chosen) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(kCompress.lane[chosen])));
+}
+#endif
 
 // Appends the chosen lanes of `values` to values_out and first_id + lane to ids_out. Both need kWidth spare places.
 static inline int64_t append(uint32_t chosen, Vector values, int32_t first_id, float *values_out, int32_t *ids_out) {
@@ -55,6 +81,12 @@ static inline int64_t append(uint32_t chosen, Vector values, int32_t first_id, f
     _mm512_storeu_ps(values_out, _mm512_maskz_compress_ps(m, reinterpret_cast<__m512>(values)));
     _mm512_storeu_si512(ids_out, _mm512_maskz_compress_epi32(m, ids));
     return population(chosen);
+#elif defined(__AVX2__)
+    const __m256i order = chosen_lanes(chosen);
+    const __m256i ids = _mm256_add_epi32(order, _mm256_set1_epi32(first_id));
+    _mm256_storeu_ps(values_out, _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(values), order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(ids_out), ids);
+    return population(chosen);
 #else
     int64_t count = 0;
     float all[kWidth];
@@ -64,6 +96,23 @@ static inline int64_t append(uint32_t chosen, Vector values, int32_t first_id, f
         values_out[count] = all[lane];
         ids_out[count] = first_id + lane;
     }
+    return count;
+#endif
+}
+
+// Appends the chosen ones of the kWidth numbers at `ids` to ids_out, which needs kWidth spare places.
+static inline int64_t append_ids(uint32_t chosen, const int32_t *ids, int32_t *ids_out) {
+#if defined(__AVX512F__)
+    const __m512i all = _mm512_loadu_si512(ids);
+    _mm512_storeu_si512(ids_out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(chosen), all));
+    return population(chosen);
+#elif defined(__AVX2__)
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(ids));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(ids_out), _mm256_permutevar8x32_epi32(all, chosen_lanes(chosen)));
+    return population(chosen);
+#else
+    int64_t count = 0;
+    for (; chosen != 0; chosen &= chosen - 1) ids_out[count++] = ids[__builtin_ctz(chosen)];
     return count;
 #endif
 }
