@@ -33,7 +33,7 @@ def _shape(dimensions: tuple[int | str, ...]) -> str:
     return "[" + ", ".join(str(d) for d in dimensions) + "]"
 
 
-def as_array(name: str, value: Any, dtype: type, *dimensions: int | str, hint: str = "") -> Any:
+def as_array(name: str, value: Any, dtype: Any, *dimensions: int | str, hint: str = "") -> Any:
     """``value`` as a C-contiguous array of ``dtype``, copied only where that is needed.
 
     Args:
@@ -50,7 +50,9 @@ def as_array(name: str, value: Any, dtype: type, *dimensions: int | str, hint: s
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise InputError(f"`{name}` must be an array of shape {_shape(dimensions)}, got {type(value).__name__}") from error
+        raise InputError(
+            f"`{name}` must be an array of shape {_shape(dimensions)}, got {type(value).__name__}"
+        ) from error
     allowed = "iu" if wanted.kind in "iu" else "iuf"
     if array.dtype.kind not in allowed and array.size > 0:
         kind = "integers" if wanted.kind in "iu" else "real numbers"
@@ -62,7 +64,7 @@ def as_array(name: str, value: Any, dtype: type, *dimensions: int | str, hint: s
         advice = f"; {hint}" if hint else ""
         raise InputError(f"`{name}` must have shape {_shape(dimensions)}, got {_shape(array.shape)}{advice}")
     if wanted.kind in "iu" and array.size > 0:
-        limits = np.iinfo(wanted)
+        limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise InputError(f"`{name}` must fit {wanted}, got values from {array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=wanted)
@@ -94,7 +96,7 @@ def one_of(name: str, value: Any, allowed: dict[str, int]) -> int:
 
 
 def number(
-    name: str, value: Any, wanted: str, accept: Callable[[float], bool], *, integer: bool = False, hint: str = ""
+    name: str, value: Any, wanted: str, accept: Callable[[Any], bool], *, integer: bool = False, hint: str = ""
 ) -> Any:
     """A finite scalar that ``accept`` takes; ``wanted`` says in words what that is."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
@@ -105,7 +107,7 @@ def number(
     return int(value) if integer else float(value)
 
 
-def output(name: str, out: Any, dtype: type, *shape: int) -> Any:
+def output(name: str, out: Any, dtype: Any, *shape: int) -> Any:
     """A caller's output array, exactly as native code needs it; or a fresh one where ``out`` is None."""
     if out is None:
         return np.empty(shape, dtype)

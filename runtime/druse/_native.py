@@ -138,7 +138,7 @@ def cpu(n_threads: int = 0, isa: str = "best") -> Exec:
     return Exec(0, int(n_threads), ISAS[isa], 0, None)
 
 
-def pointer(array: "np.ndarray[Any, Any] | None") -> int | None:
+def pointer(array: Any) -> int | None:
     """The address of an array's data; None stays None."""
     return None if array is None else array.ctypes.data
 
@@ -164,9 +164,7 @@ def call(function: str, *arguments: Any) -> None:
     raise DruseError(f"{function}: {reason}")
 
 
-def noise_key(
-    seed: int, purpose: int, step: int, crystal_ids: "np.ndarray[Any, Any]"
-) -> NoiseKey:
+def noise_key(seed: int, purpose: int, step: int, crystal_ids: "np.ndarray[Any, Any]") -> NoiseKey:
     """The key of a draw; keeps a reference to ``crystal_ids`` alive."""
     key = NoiseKey(seed, purpose, step, pointer(crystal_ids))
     key.keep = crystal_ids

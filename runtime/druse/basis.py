@@ -83,8 +83,8 @@ def legendre_block(
 ) -> Float32[np.ndarray, "atoms degree spherical degree"]:
     """Legendre polynomials of the angle between every two edges into an atom.
 
-    ``out[n, i, l, j] = P_l(cos angle)`` between edges ``in_edge[n, i]`` and ``in_edge[n, j]``; 0 where ``i == j`` and in
-    padding. The mask rides through the recursion l P_l = (2 l - 1) c P_{l-1} - (l - 1) P_{l-2}.
+    ``out[n, i, l, j] = P_l(cos angle)`` between edges ``in_edge[n, i]`` and ``in_edge[n, j]``; 0 where ``i == j`` and
+    in padding. The mask rides through the recursion l P_l = (2 l - 1) c P_{l-1} - (l - 1) P_{l-2}.
 
     Args:
         graph: with its incidence table.
@@ -100,7 +100,9 @@ def legendre_block(
         InputError: no incidence table, or an argument out of range.
     """
     _need_incidence(graph)
-    n_spherical = number("n_spherical", n_spherical, "a whole number from 1 to 64", lambda v: 1 <= v <= 64, integer=True)
+    n_spherical = number(
+        "n_spherical", n_spherical, "a whole number from 1 to 64", lambda v: 1 <= v <= 64, integer=True
+    )
     n_atoms, degree = graph.in_edge.shape
     result: Float32[np.ndarray, "atoms degree spherical degree"] = output(
         "out", out, np.float32, n_atoms, degree, n_spherical, degree

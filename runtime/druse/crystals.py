@@ -38,7 +38,7 @@ class Crystals:
         species = as_array("species", self.species, np.int32, len(frac))
         if len(offsets) != len(cells) + 1:
             raise InputError(f"`offsets` must have {len(cells) + 1} entries for {len(cells)} cells, got {len(offsets)}")
-        if len(species) and not (0 <= species.min() and species.max() <= 118):
+        if len(species) and not (species.min() >= 0 and species.max() <= 118):
             raise InputError(f"`species` must be atomic numbers, got {species.min()} to {species.max()}")
         for name, value in (("frac", frac), ("cells", cells), ("offsets", offsets), ("species", species)):
             object.__setattr__(self, name, value)

@@ -40,8 +40,8 @@ def cells_from_parameters(lengths: Any, angles: Any) -> Cells:
     impossible = np.abs(cos_gamma_star) >= 1
     if impossible.any():
         raise InputError(
-            f"no cell has the angles of crystals {_first(impossible)}, e.g. {angles_[impossible][0].tolist()}: each must be "
-            "below the sum of the other two, and all three together below 360 degrees"
+            f"no cell has the angles of crystals {_first(impossible)}, e.g. {angles_[impossible][0].tolist()}: each "
+            "must be below the sum of the other two, and all three together below 360 degrees"
         )
     sin_gamma_star = np.sqrt(1 - cos_gamma_star**2)
     cells = np.zeros((len(lengths_), 3, 3))
@@ -78,7 +78,10 @@ def parameters_from_cells(
 def volumes(cells: Any) -> Float64[np.ndarray, "crystals"]:
     """Volumes in cubic Angstrom of ``cells`` ``[crystals, 3, 3]``; positive for either handedness."""
     cells_ = _cells(cells)
-    return np.abs(np.sum(cells_[:, 0] * np.cross(cells_[:, 1], cells_[:, 2]), axis=1))
+    volume: Float64[np.ndarray, "crystals"] = np.abs(
+        np.sum(cells_[:, 0] * np.cross(cells_[:, 1], cells_[:, 2]), axis=1)
+    )
+    return volume
 
 
 def plane_spacings(cells: Any) -> Float64[np.ndarray, "crystals 3"]:
@@ -86,7 +89,8 @@ def plane_spacings(cells: Any) -> Float64[np.ndarray, "crystals 3"]:
     cells_ = _cells(cells)
     normals = np.cross(cells_[:, [1, 2, 0]], cells_[:, [2, 0, 1]])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return volumes(cells_)[:, None] / np.linalg.norm(normals, axis=2)  # type: ignore[no-any-return]
+        spacings: Float64[np.ndarray, "crystals 3"] = volumes(cells_)[:, None] / np.linalg.norm(normals, axis=2)
+    return spacings
 
 
 def wrap(frac: Any) -> Frac:

@@ -55,7 +55,9 @@ def _rows(offsets: Any | None, n_crystals: int) -> tuple[Offsets | None, int]:
     total = np.asarray(offsets)[-1] if np.size(offsets) else 0
     checked = as_offsets("offsets", offsets, int(total), "rows")
     if len(checked) != n_crystals + 1:
-        raise InputError(f"`offsets` must have {n_crystals + 1} entries for {n_crystals} crystal ids, got {len(checked)}")
+        raise InputError(
+            f"`offsets` must have {n_crystals + 1} entries for {n_crystals} crystal ids, got {len(checked)}"
+        )
     return checked, int(checked[-1])
 
 

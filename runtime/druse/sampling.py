@@ -85,7 +85,10 @@ def langevin_update(
             equals. None: types stay.
         allowed: ``[crystals, species]``, 0 for forbidden elements. A crystal without any keeps its types.
         noise: ``[atoms, 3]`` standard normal numbers, for replays. None: drawn by the key that follows.
-        seed, crystal_ids, step, purpose: the draw's name, see `druse.noise`.
+        seed: of the run, see `druse.noise`.
+        crystal_ids: ``[crystals]``, each crystal's number in the run.
+        step: of the sampler.
+        purpose: what the draw is for.
         in_place: write into ``frac`` and ``species``, which must be float64 and int32 arrays.
         n_threads: 0 for every core.
         isa: instruction set, for tests.
@@ -118,7 +121,9 @@ def langevin_update(
     if allowed is not None:
         if logits is None:
             raise InputError("`allowed` needs `logits`: without them types stay as they are")
-        mask: SpeciesMask = as_array("allowed", (np.asarray(allowed) != 0).astype(np.uint8), np.uint8, len(cells_), n_species)
+        mask: SpeciesMask = as_array(
+            "allowed", (np.asarray(allowed) != 0).astype(np.uint8), np.uint8, len(cells_), n_species
+        )
         allowed_ = mask
     noise_ = _noise(noise, seed, len(frac_), 3)
     key, ids = _key(seed or 0, purpose, step, np.zeros(len(cells_), np.uint64) if crystal_ids is None else crystal_ids)
@@ -171,7 +176,10 @@ def ddpm_update(
         alpha_bar: product of alpha up to this step, from 0 and below 1.
         noise_scale: standard deviation of the noise that is added; 0 at the last step.
         noise: ``[crystals, latent]`` standard normal numbers, for replays. None: drawn by the key that follows.
-        seed, crystal_ids, step, purpose: the draw's name, see `druse.noise`; here a "crystal" is a latent.
+        seed: of the run, see `druse.noise`.
+        crystal_ids: ``[crystals]``, each latent's number in the run.
+        step: of the sampler.
+        purpose: what the draw is for.
         in_place: write into ``z``, which must be a float32 array.
         n_threads: 0 for every core.
         isa: instruction set, for tests.

@@ -1,0 +1,139 @@
+// Noise and sampler updates: a thread block for each crystal, so that no count has to be known on the host.
+#include "../core/philox.hpp"
+#include "../core/updates.hpp"
+#include "launch.cuh"
+
+namespace druse {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 64;
+
+struct Key {
+    uint64_t seed;
+    uint32_t purpose, step;
+    const uint64_t *crystal_ids;
+};
+
+Key key_of(const druse_noise_key *key) {
+    if (key == nullptr) return Key{0, 0, 0, nullptr};
+    return Key{key->seed, key->purpose, key->step, key->crystal_ids};
+}
+
+__device__ int64_t first_row(const int64_t *offsets, int64_t b) { return offsets == nullptr ? b : offsets[b]; }
+
+__global__ void normal_kernel(Key key, const int64_t *offsets, int32_t width, float *out) {
+    const int64_t b = blockIdx.x, row0 = first_row(offsets, b);
+    const int64_t blocks_per_row = (width + 3) / 4, n_blocks = (first_row(offsets, b + 1) - row0) * blocks_per_row;
+    for (int64_t k = threadIdx.x; k < n_blocks; k += blockDim.x) {
+        const Normals drawn =
+            normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+        const int64_t row = row0 + k / blocks_per_row, column = 4 * (k % blocks_per_row);
+        for (int lane = 0; lane < 4 && column + lane < width; ++lane) out[row * width + column + lane] = drawn.n[lane];
+    }
+}
+
+__global__ void uniform_kernel(Key key, const int64_t *offsets, int32_t width, double *out) {
+    const int64_t b = blockIdx.x, row0 = first_row(offsets, b);
+    const int64_t blocks_per_row = (width + 3) / 4, n_blocks = (first_row(offsets, b + 1) - row0) * blocks_per_row;
+    for (int64_t k = threadIdx.x; k < n_blocks; k += blockDim.x) {
+        const Words words = noise_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+        const int64_t row = row0 + k / blocks_per_row, column = 4 * (k % blocks_per_row);
+        for (int lane = 0; lane < 4 && column + lane < width; ++lane)
+            out[row * width + column + lane] = uniform_of(words.w[lane]);
+    }
+}
+
+__device__ bool any_not_finite(const float *values, int64_t count) {
+    bool bad = false;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) bad |= !isfinite(values[i]);
+    return __syncthreads_or(bad) != 0;
+}
+
+__global__ void langevin_kernel(Key key, const int64_t *offsets, const double *cells, double drift, double diffusion,
+                                const float *score, const float *noise, int32_t n_species, const float *logits,
+                                const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status) {
+    const int64_t b = blockIdx.x, first = offsets[b], n = offsets[b + 1] - first;
+    double inverse[9];
+    const double determinant = invert(cells + 9 * b, inverse);
+    uint32_t stopped = 0;
+    if (!isfinite(determinant))
+        stopped = DRUSE_STATUS_NON_FINITE;
+    else if (determinant == 0.0)
+        stopped = DRUSE_STATUS_SINGULAR;
+    if (any_not_finite(score + 3 * first, 3 * n)) stopped |= DRUSE_STATUS_NON_FINITE;
+    if (logits != nullptr && any_not_finite(logits + first * n_species, n * n_species)) stopped |= DRUSE_STATUS_NON_FINITE;
+    if (stopped != 0) {
+        if (threadIdx.x == 0) status[b] |= stopped;
+        return;
+    }
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+        Normals drawn;
+        if (noise == nullptr) {
+            drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(i));
+        } else {
+            for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
+        }
+        langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), drawn.n, frac + 3 * (first + i));
+        if (logits == nullptr) continue;
+        const int32_t chosen = argmax_species(n_species, logits + (first + i) * n_species,
+                                              allowed == nullptr ? nullptr : allowed + b * n_species);
+        if (chosen > 0) species[first + i] = chosen;
+    }
+}
+
+__global__ void ddpm_kernel(Key key, int32_t width, float scale, float eps_scale, float noise_scale, const float *eps,
+                            const float *noise, float *z, uint32_t *status) {
+    const int64_t b = blockIdx.x, row = b * width;
+    if (any_not_finite(eps + row, width)) {
+        if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
+        return;
+    }
+    for (int32_t k = threadIdx.x; 4 * k < width; k += blockDim.x) {
+        Normals drawn;
+        if (noise == nullptr)
+            drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+        for (int lane = 0; lane < 4 && 4 * k + lane < width; ++lane) {
+            const int64_t i = row + 4 * k + lane;
+            z[i] = ddpm_value(z[i], eps[i], noise == nullptr ? drawn.n[lane] : noise[i], scale, eps_scale, noise_scale);
+        }
+    }
+}
+
+}  // namespace
+
+int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+               int32_t width, float *out) {
+    if (n_crystals == 0) return DRUSE_OK;
+    normal_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, out);
+    return launched();
+}
+
+int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                int32_t width, double *out) {
+    if (n_crystals == 0) return DRUSE_OK;
+    uniform_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, out);
+    return launched();
+}
+
+int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                 const double *cells, double drift, double diffusion, const float *score, const float *noise,
+                 int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
+                 uint32_t *status) {
+    if (n_crystals == 0) return DRUSE_OK;
+    langevin_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(
+        key_of(key), offsets, cells, drift, diffusion, score, noise, n_species, logits, allowed, frac, species, status);
+    return launched();
+}
+
+int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
+             double eps_scale, double noise_scale, const float *eps, const float *noise, float *z, uint32_t *status) {
+    if (n_crystals == 0) return DRUSE_OK;
+    ddpm_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(
+        key_of(key), width, static_cast<float>(scale), static_cast<float>(eps_scale), static_cast<float>(noise_scale),
+        eps, noise, z, status);
+    return launched();
+}
+
+}  // namespace cuda
+}  // namespace druse

@@ -1,0 +1,4 @@
+#include "druse.h"
+
+int32_t druse_header_is_c(void);
+int32_t druse_header_is_c(void) { return druse_abi_version(); }

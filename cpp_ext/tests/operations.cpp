@@ -1,0 +1,131 @@
+// Incidence, noise, updates and decoder geometry: bounds, threads, instruction sets. Values are tested from Python.
+#include <cmath>
+
+#include "check.hpp"
+
+namespace {
+
+void incidence_stays_in_bounds() {
+    const Batch batch = random_batch(21, 7, 9);
+    for (const int symmetrise : {DRUSE_SYMMETRISE_NONE, DRUSE_SYMMETRISE_UNION}) {
+        const Edges e = build_exactly(batch, {6.0, 1e-3, 12, DRUSE_MODE_EXACT, symmetrise, 0});
+        const int64_t mirror = symmetrise == DRUSE_SYMMETRISE_NONE ? 0 : e.count();
+        const int64_t directed = mirror + e.count();
+        const druse_exec exec = on_cpu(2);
+        std::vector<int32_t> degree(static_cast<size_t>(batch.atoms()));
+        std::vector<uint32_t> status(static_cast<size_t>(batch.crystals()));
+        for (const int64_t capacity : {int64_t(0), int64_t(3), int64_t(64)}) {
+            std::vector<int32_t> in_edge(static_cast<size_t>(batch.atoms() * capacity));
+            std::vector<int32_t> slot(static_cast<size_t>(directed));
+            std::fill(status.begin(), status.end(), 0u);
+            CHECK(druse_incidence(&exec, batch.crystals(), batch.offsets.data(), e.edge_offsets.data(), e.src.data(),
+                                  e.dst.data(), mirror, capacity, -7, in_edge.data(), slot.data(), degree.data(),
+                                  status.data()) == DRUSE_OK);
+            int64_t total = 0;
+            for (const int32_t d : degree) total += d;
+            CHECK(total == directed);
+            bool overflow = false;
+            for (const uint32_t s : status) overflow |= (s & DRUSE_STATUS_DEGREE_OVERFLOW) != 0;
+            CHECK(overflow == (capacity < 12));
+            for (int64_t edge = 0; edge < directed; ++edge) {
+                const int32_t place = slot[static_cast<size_t>(edge)];
+                CHECK(place < 0 || in_edge[static_cast<size_t>(place)] == edge);
+            }
+        }
+        // an edge that leaves its crystal
+        std::vector<int32_t> dst = e.dst;
+        dst[0] = static_cast<int32_t>(batch.atoms() - 1);
+        CHECK(druse_incidence(&exec, batch.crystals(), batch.offsets.data(), e.edge_offsets.data(), e.src.data(),
+                              dst.data(), mirror, 0, 0, nullptr, nullptr, degree.data(),
+                              status.data()) == DRUSE_ERROR_ARGUMENT);
+    }
+}
+
+void noise_is_the_same_everywhere() {
+    const std::vector<uint64_t> ids = {0, 5, uint64_t(1) << 40};
+    const std::vector<int64_t> offsets = {0, 7, 7, 107};
+    const druse_noise_key key{42, 3, 9, ids.data()};
+    for (const int32_t width : {1, 3, 4, 5, 256}) {
+        std::vector<float> first(static_cast<size_t>(107 * width)), again = first;
+        const druse_exec exec = on_cpu();
+        CHECK(druse_normal(&exec, &key, 3, offsets.data(), width, first.data()) == DRUSE_OK);
+        for (const int isa : available_isas())
+            for (const int threads : {1, 3}) {
+                const druse_exec other = on_cpu(threads, isa);
+                CHECK(druse_normal(&other, &key, 3, offsets.data(), width, again.data()) == DRUSE_OK);
+                CHECK(std::memcmp(first.data(), again.data(), first.size() * sizeof(float)) == 0);
+            }
+    }
+    druse_noise_key wrong = key;
+    wrong.purpose = 256;
+    float out[12];
+    const druse_exec exec = on_cpu();
+    CHECK(druse_normal(&exec, &wrong, 3, nullptr, 4, out) == DRUSE_ERROR_ARGUMENT);
+    CHECK(druse_normal(&exec, &key, 3, nullptr, 0, out) == DRUSE_ERROR_ARGUMENT);
+}
+
+void updates_leave_a_troubled_crystal_alone() {
+    const std::vector<uint64_t> ids = {1, 2};
+    const druse_noise_key key{1, 6, 0, ids.data()};
+    const std::vector<int64_t> offsets = {0, 2, 3};
+    const std::vector<double> cells = {3, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    std::vector<double> frac = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};
+    const std::vector<double> before = frac;
+    std::vector<float> score(9, 0.0f), logits(3 * 4, 0.0f);
+    std::vector<int32_t> species(3, 1);
+    std::vector<uint32_t> status(2, 0);
+    score[4] = std::nanf("");
+    const druse_exec exec = on_cpu();
+    CHECK(druse_langevin(&exec, &key, 2, offsets.data(), cells.data(), 0.1, 0.1, score.data(), nullptr, 4,
+                         logits.data(), nullptr, frac.data(), species.data(), status.data()) == DRUSE_OK);
+    CHECK(status[0] == DRUSE_STATUS_NON_FINITE && status[1] == DRUSE_STATUS_SINGULAR);
+    CHECK(frac == before);
+
+    std::vector<float> z(2 * 5, 1.0f), eps(2 * 5, 0.5f);
+    status.assign(2, 0);
+    eps[7] = INFINITY;
+    CHECK(druse_ddpm(&exec, &key, 2, 5, 1.0, 0.5, 0.0, eps.data(), nullptr, z.data(), status.data()) == DRUSE_OK);
+    CHECK(status[0] == 0 && status[1] == DRUSE_STATUS_NON_FINITE);
+    CHECK(z[0] == 0.75f && z[5] == 1.0f);
+}
+
+void geometry_is_the_same_everywhere() {
+    const Batch batch = random_batch(22, 5, 9);
+    const Edges e = build_exactly(batch, {6.0, 1e-3, 12, DRUSE_MODE_EXACT, DRUSE_SYMMETRISE_UNION, 0});
+    const int64_t n = batch.atoms(), capacity = 40, mirror = e.count();
+    std::vector<int32_t> in_edge(static_cast<size_t>(n * capacity)), degree(static_cast<size_t>(n));
+    std::vector<uint32_t> status(static_cast<size_t>(batch.crystals()));
+    const druse_exec exec = on_cpu();
+    CHECK(druse_incidence(&exec, batch.crystals(), batch.offsets.data(), e.edge_offsets.data(), e.src.data(),
+                          e.dst.data(), mirror, capacity, 0, in_edge.data(), nullptr, degree.data(),
+                          status.data()) == DRUSE_OK);
+    for (const int32_t spherical : {1, 2, 7}) {
+        std::vector<std::vector<float>> results;
+        for (const int isa : available_isas()) {
+            const druse_exec other = on_cpu(isa, isa);
+            std::vector<float> radial(static_cast<size_t>(e.count() * 19)), forces(static_cast<size_t>(3 * n));
+            std::vector<float> legendre(static_cast<size_t>(n * capacity * spherical * capacity), NAN);
+            std::vector<float> force(static_cast<size_t>(2 * mirror), 0.25f);
+            CHECK(druse_radial_basis(&other, e.count(), e.distance.data(), 6.0, 19, radial.data()) == DRUSE_OK);
+            CHECK(druse_legendre(&other, n, capacity, spherical, in_edge.data(), degree.data(), mirror, e.unit.data(),
+                                 legendre.data()) == DRUSE_OK);
+            CHECK(druse_force_sum(&other, n, capacity, in_edge.data(), degree.data(), mirror, e.unit.data(),
+                                  force.data(), forces.data()) == DRUSE_OK);
+            radial.insert(radial.end(), legendre.begin(), legendre.end());
+            radial.insert(radial.end(), forces.begin(), forces.end());
+            for (const float value : radial) CHECK(std::isfinite(value));
+            results.push_back(radial);
+        }
+        for (const auto &result : results)
+            CHECK(std::memcmp(result.data(), results[0].data(), result.size() * sizeof(float)) == 0);
+    }
+}
+
+}  // namespace
+
+void test_operations() {
+    incidence_stays_in_bounds();
+    noise_is_the_same_everywhere();
+    updates_leave_a_troubled_crystal_alone();
+    geometry_is_the_same_everywhere();
+}

@@ -1,0 +1,5 @@
+"""``python -m druse``."""
+
+from druse.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""What a child process runs to find out whether a backend works: ``python -m druse._probes NAME``.
+
+A broken ONNX Runtime can take its process down, so `druse.doctor` asks one question in one child. The child prints one
+line of JSON: ``{"detail": ...}`` where the backend ran a model and gave the right numbers. Anything else is a failure.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def _field(number: int, payload: bytes | str | int) -> bytes:
+    """A field in protocol-buffer encoding; every length and number here is below 128."""
+    if isinstance(payload, int):
+        return bytes([number << 3, payload])
+    data = payload.encode() if isinstance(payload, str) else payload
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+def doubling_model() -> bytes:
+    """An ONNX model of one node, y = x + x on two float32 numbers."""
+    shape = _field(2, _field(1, _field(1, 2)))
+    vector = _field(2, _field(1, _field(1, 1) + shape))
+    node = _field(1, "x") + _field(1, "x") + _field(2, "y") + _field(4, "Add")
+    graph = (
+        _field(1, node)
+        + _field(2, "double")
+        + _field(11, _field(1, "x") + vector)
+        + _field(12, _field(1, "y") + vector)
+    )
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
+
+
+def _run(session: Any) -> None:
+    import numpy as np
+
+    (y,) = session.run(None, {"x": np.array([1.0, -2.5], np.float32)})
+    if y.tolist() != [2.0, -5.0]:
+        raise RuntimeError(f"a model that doubles [1, -2.5] gave {y.tolist()}")
+
+
+def _ort_cpu() -> str:
+    import onnxruntime
+
+    _run(onnxruntime.InferenceSession(doubling_model(), providers=["CPUExecutionProvider"]))
+    return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _ort_cuda() -> str:
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(doubling_model(), providers=["CUDAExecutionProvider"])
+    if "CUDAExecutionProvider" not in session.get_providers():  # it falls back to the CPU without an error
+        raise RuntimeError("the CUDA provider did not start; see the CUDA and cuDNN versions that this wheel needs")
+    _run(session)
+    return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _ort_openvino() -> str:
+    import onnxruntime
+    import onnxruntime_ep_openvino as plugin
+
+    name = plugin.get_ep_name()
+    onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+    devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name and "CPU" in str(d.device.type)]
+    if not devices:
+        raise RuntimeError("the OpenVINO provider found no CPU device")
+    options = onnxruntime.SessionOptions()
+    options.add_provider_for_devices(devices[:1], {})
+    _run(onnxruntime.InferenceSession(doubling_model(), options))
+    return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _tensorrt() -> str:
+    import tensorrt
+
+    if tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)) is None:
+        raise RuntimeError("TensorRT found no CUDA device")
+    return f"TensorRT {tensorrt.__version__}"
+
+
+def _cuda() -> str:
+    from druse import _native
+
+    library = _native.library()
+    if not library.druse_has_cuda():
+        raise RuntimeError("this build has no CUDA kernels; install where nvcc is found")
+    count = library.druse_cuda_devices()
+    if count == 0:
+        raise RuntimeError("no CUDA device answers; check the driver with nvidia-smi")
+    return f"{count} device{'s' if count > 1 else ''}"
+
+
+PROBES: dict[str, Callable[[], str]] = {
+    "ort-cpu": _ort_cpu,
+    "ort-openvino": _ort_openvino,
+    "ort-cuda": _ort_cuda,
+    "tensorrt": _tensorrt,
+    "cuda-kernels": _cuda,
+}
+
+
+def main(name: str) -> int:
+    """Run one probe and print its answer."""
+    sys.stdout.write(json.dumps({"detail": PROBES[name]()}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))
