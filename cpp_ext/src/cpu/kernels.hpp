@@ -49,7 +49,7 @@ struct EdgeArrays {
     }
 };
 
-// A thread's working memory for one crystal, kept between calls. Atoms and images come as [3, n] and [3, m].
+// A thread's working memory for one crystal, kept between calls.
 struct GraphScratch {
     Buffer<double> double_atoms, double_images, double_work;
     Buffer<float> float_atoms, float_images, float_work;

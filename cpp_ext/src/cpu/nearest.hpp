@@ -64,12 +64,20 @@ static inline int64_t count_up_to(const Candidates &c, float bound) {
     return total;
 }
 
-// The ids of the candidates up to `bound`; ids_out needs c.count + kWidth places.
-static inline int64_t ids_up_to(const Candidates &c, float bound, int32_t *ids_out) {
+// The ids of the candidates below `bound` and, in scan order, of the first `spare` at it; ids_out needs c.count + kWidth
+// places.
+static inline int64_t ids_up_to(const Candidates &c, float bound, int64_t spare, int32_t *ids_out) {
     const Vector limit = splat(bound);
     int64_t total = 0;
-    for (int64_t i = 0; i < c.count; i += kWidth)
-        total += append_ids(lanes(load(c.d2 + i) <= limit), c.id + i, ids_out + total);
+    for (int64_t i = 0; i < c.count; i += kWidth) {
+        const Vector v = load(c.d2 + i);
+        uint32_t equal = lanes(v == limit);
+        if (equal != 0) {
+            while (population(equal) > spare) equal ^= 1u << (31 - __builtin_clz(equal));
+            spare -= population(equal);
+        }
+        total += append_ids(lanes(v < limit) | equal, c.id + i, ids_out + total);
+    }
     return total;
 }
 
