@@ -74,13 +74,15 @@ _NO_LIMIT = np.iinfo(np.int32).max
 
 def _expected_edges(cells: Cells, offsets: Offsets, cutoff: float, max_neighbors: int, half: bool) -> int:
     """How many edges to make room for at first; a batch that has more is searched a second time."""
-    n_atoms = np.diff(offsets).astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        volume = np.abs(np.linalg.det(np.where(np.isfinite(cells), cells, 0.0)))
-        in_sphere = np.nan_to_num(n_atoms * 4.2 * cutoff**3 / volume, nan=0.0, posinf=0.0)
-    per_atom = np.minimum(in_sphere * 1.1 + 4, min(max_neighbors, 10_000) * 1.3 + 4)
-    estimate = float(np.sum(n_atoms * per_atom)) * (0.7 if half else 1.0)
-    return int(min(estimate, 5e7)) + 64
+    if max_neighbors <= 64:
+        estimate = float(offsets[-1]) * (1.3 * max_neighbors + 4)
+    else:
+        n_atoms = np.diff(offsets).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            in_sphere = n_atoms * 4.2 * cutoff**3 / np.abs(np.linalg.det(np.where(np.isfinite(cells), cells, 0.0)))
+        in_sphere = np.nan_to_num(in_sphere, nan=0.0, posinf=0.0)
+        estimate = float(np.sum(n_atoms * np.minimum(in_sphere * 1.1 + 4, 1.3 * max_neighbors)))
+    return int(min(estimate * (0.7 if half else 1.0), 5e7)) + 64
 
 
 def radius_graph(
