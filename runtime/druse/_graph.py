@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
 from druse import _native
 from druse._arrays import (
+    Bool,
     Cells,
     Counts,
     Distance,
     EdgeIndex,
     Frac,
     Image,
+    Int32,
     Offsets,
     Status,
     UnitVector,

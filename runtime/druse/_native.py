@@ -96,13 +96,21 @@ def library_path() -> Path:
         NativeLibraryError: it is not there.
     """
     name = {"win32": "druse.dll", "darwin": "libdruse.dylib"}.get(sys.platform, "libdruse.so")
-    found = importlib.resources.files("druse").joinpath("_lib", name)
-    if not found.is_file():
+    beside = Path(str(importlib.resources.files("druse").joinpath("_lib", name)))
+    if beside.is_file():
+        return beside
+    from importlib import metadata  # slow, and rarely needed
+
+    try:  # an editable install under another import hook: resources then see the sources only
+        installed = Path(str(metadata.distribution("druse").locate_file(f"druse/_lib/{name}")))
+    except metadata.PackageNotFoundError:
+        installed = beside
+    if not installed.is_file():
         raise NativeLibraryError(
             f"the native library {name} is not in the installed package; install Druse with `pip install .` "
             "(it needs a C++17 compiler and CMake 3.25)"
         )
-    return Path(str(found))
+    return installed
 
 
 @functools.cache
@@ -164,7 +172,7 @@ def call(function: str, *arguments: Any) -> None:
     raise DruseError(f"{function}: {reason}")
 
 
-def noise_key(seed: int, purpose: int, step: int, crystal_ids: "np.ndarray[Any, Any]") -> NoiseKey:
+def noise_key(seed: int, purpose: int, step: int, crystal_ids: Any) -> NoiseKey:
     """The key of a draw; keeps a reference to ``crystal_ids`` alive."""
     key = NoiseKey(seed, purpose, step, pointer(crystal_ids))
     key.keep = crystal_ids

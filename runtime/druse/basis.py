@@ -17,10 +17,9 @@ Reference: Gasteiger, Becker, Guennemann, "GemNet: universal directional graph n
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from druse import _native
-from druse._arrays import AtomVector, as_array, number, output
+from druse._arrays import AtomVector, Float32, as_array, number, output
 from druse.errors import InputError
 from druse.graphs import Graph
 

@@ -7,9 +7,8 @@ parameters has c along z and a in the x-z plane, as in pymatgen and CDVAE.
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
-from druse._arrays import Cells, Frac, as_array
+from druse._arrays import Cells, Float64, Frac, as_array
 from druse.errors import InputError
 
 __all__ = ["cells_from_parameters", "parameters_from_cells", "plane_spacings", "volumes", "wrap"]

@@ -20,10 +20,9 @@ import enum
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
 
 from druse import _native
-from druse._arrays import CrystalIds, Offsets, as_array, as_offsets, number, output
+from druse._arrays import CrystalIds, Float32, Float64, Offsets, as_array, as_offsets, number, output
 from druse.errors import InputError
 
 __all__ = ["Purpose", "normal", "uniform"]

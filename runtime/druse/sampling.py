@@ -15,12 +15,12 @@ alpha_t, alpha-bar_t  ``alpha``, ``alpha_bar``
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
 from druse import _native
 from druse._arrays import (
     AtomVector,
     Cells,
+    Float32,
     Frac,
     Latents,
     Species,

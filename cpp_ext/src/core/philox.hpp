@@ -9,15 +9,17 @@ struct Words {
     uint32_t w[4];
 };
 
+DRUSE_HD uint32_t high_product(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+}
+
 DRUSE_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; ++round) {
-        const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * counter.w[0];
-        const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * counter.w[2];
-        Words next;
-        next.w[0] = static_cast<uint32_t>(p1 >> 32) ^ counter.w[1] ^ key0;
-        next.w[1] = static_cast<uint32_t>(p1);
-        next.w[2] = static_cast<uint32_t>(p0 >> 32) ^ counter.w[3] ^ key1;
-        next.w[3] = static_cast<uint32_t>(p0);
+        Words next;  // high and low words apart: compilers then find the vector instruction for each
+        next.w[0] = high_product(0xCD9E8D57u, counter.w[2]) ^ counter.w[1] ^ key0;
+        next.w[1] = 0xCD9E8D57u * counter.w[2];
+        next.w[2] = high_product(0xD2511F53u, counter.w[0]) ^ counter.w[3] ^ key1;
+        next.w[3] = 0xD2511F53u * counter.w[0];
         counter = next;
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;

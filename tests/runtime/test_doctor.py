@@ -1,0 +1,115 @@
+"""`druse doctor`: it tries what it reports, finds two ONNX Runtime wheels, and prints the cure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from druse._probes import doubling_model
+from druse.doctor import Problem, examine, onnxruntime_clash
+
+
+def run_doctor(*arguments: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``druse doctor`` in a process that also sees the packages in a folder, before all others."""
+    environment = dict(os.environ, COLUMNS="200")
+    if packages is not None:
+        environment["PYTHONPATH"] = str(packages)
+    command = [sys.executable, "-m", "druse", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def install(folder: Path, name: str, module: str | None = None) -> None:
+    """A distribution as pip leaves it: metadata, and a module with the given text where there is one."""
+    metadata = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    if module is not None:
+        (folder / f"{name.replace('-', '_')}.py").write_text(module)
+
+
+def test_this_environment_is_healthy() -> None:
+    report = examine()
+    assert report.problems == ()
+    states = {backend.name: backend.state for backend in report.backends}
+    assert states["ort-cpu"] == "works"
+    assert report.isa in ("baseline", "avx2", "avx512")
+    assert report.threads >= 1
+    assert Path(report.native_library).is_file()
+
+
+def test_json_is_what_the_library_reports() -> None:
+    result = run_doctor("--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["problems"] == []
+    assert {backend["name"] for backend in report["backends"]} == {
+        "ort-cpu",
+        "ort-openvino",
+        "ort-cuda",
+        "tensorrt",
+        "cuda-kernels",
+    }
+
+
+def test_two_onnxruntime_wheels_are_a_problem_with_a_cure(tmp_path: Path) -> None:
+    install(tmp_path, "onnxruntime-gpu")
+    result = run_doctor(packages=tmp_path)
+    assert result.returncode == 1
+    assert "onnxruntime and onnxruntime-gpu are both installed" in result.stdout
+    assert "pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'druse[cuda]'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("names", "clashes"),
+    [
+        ([], False),
+        (["onnxruntime"], False),
+        (["onnxruntime", "onnxruntime-ep-openvino"], False),  # a plug-in, not a second runtime
+        (["onnxruntime", "onnxruntime-extensions"], False),
+        (["onnxruntime", "onnxruntime-openvino"], True),
+        (["onnxruntime-gpu", "onnxruntime-directml"], True),
+    ],
+)
+def test_which_wheels_clash(names: list[str], clashes: bool) -> None:
+    assert isinstance(onnxruntime_clash(names), Problem) == clashes
+
+
+def test_a_backend_that_fails_is_broken_and_says_why(tmp_path: Path) -> None:
+    install(tmp_path, "tensorrt", "raise RuntimeError('libnvinfer is missing')\n")
+    result = run_doctor("--json", packages=tmp_path)
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    (tensorrt,) = [backend for backend in report["backends"] if backend["name"] == "tensorrt"]
+    assert tensorrt["state"] == "broken"
+    assert "libnvinfer is missing" in tensorrt["detail"]
+    assert any("tensorrt" in problem["text"] for problem in report["problems"])
+
+
+def test_a_backend_that_kills_its_process_does_not_kill_the_doctor(tmp_path: Path) -> None:
+    install(tmp_path, "tensorrt", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    result = run_doctor("--json", packages=tmp_path)
+    (tensorrt,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "tensorrt"]
+    assert tensorrt == {"name": "tensorrt", "state": "broken", "detail": "its test was killed by signal 11"}
+
+
+def test_a_backend_that_hangs_is_given_up(tmp_path: Path) -> None:
+    install(tmp_path, "tensorrt", "import time\ntime.sleep(600)\n")
+    result = run_doctor("--json", "--timeout", "8", packages=tmp_path)
+    (tensorrt,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "tensorrt"]
+    assert tensorrt["detail"] == "no answer within 8 s"
+
+
+def test_the_hand_encoded_model_is_a_model() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs an ONNX Runtime to read the model")
+    session = onnxruntime.InferenceSession(doubling_model(), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("x", "tensor(float)", [2])]
+
+
+def test_version_and_help() -> None:
+    version = subprocess.run([sys.executable, "-m", "druse", "--version"], capture_output=True, text=True)
+    assert version.stdout.startswith("druse 0.")
+    text = subprocess.run([sys.executable, "-m", "druse", "--help"], capture_output=True, text=True).stdout
+    assert "doctor" in text
