@@ -57,7 +57,7 @@ typedef struct {
 
 /* Bits of a crystal's status word. The first group stops that crystal: it has no edges, or keeps its old state. */
 enum {
-    DRUSE_STATUS_NON_FINITE = 1 << 0,      /* NaN or infinity in frac, cell, score or logits */
+    DRUSE_STATUS_NON_FINITE = 1 << 0,      /* NaN or infinity in what describes it; or beyond 1e8 cells from the origin */
     DRUSE_STATUS_SINGULAR = 1 << 1,        /* a flat or zero cell, or a lattice plane spacing under 0.01 Angstrom */
     DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 periodic images within reach */
     DRUSE_STATUS_EDGE_OVERFLOW = 1 << 3,   /* edge_capacity was too small; edge_counts says what is needed */
@@ -111,7 +111,8 @@ typedef struct {
     uint32_t *status;      /* [n_crystals] */
 } druse_edges;
 
-/* The edges of every crystal, packed in batch order, by target and within a target by source. A crystal that does not
+/* CPU only so far; DRUSE_CUDA is refused with DRUSE_ERROR_UNSUPPORTED.
+ * The edges of every crystal, packed in batch order, by target and within a target by source. A crystal that does not
  * fit into what is left of edge_capacity writes no edge; later ones that fit still do. */
 DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                                      const double *frac, const double *cells, const druse_graph_options *options,
@@ -152,7 +153,7 @@ DRUSE_API int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *k
 /* x' = x + drift * score + diffusion * noise in Cartesian Angstrom (eqs 2 and 7: drift = step, diffusion =
  * sqrt(2 step)), wrapped to [0, 1); species = 1 + argmax of the allowed logits, the first of equals.
  * `noise` nullable: drawn by `key`. `logits` nullable: species stay. `allowed` nullable: all.
- * A crystal with a non-finite score or logit keeps its state and gains NON_FINITE. */
+ * A crystal with a number that is not finite keeps its state and gains NON_FINITE; one with a flat cell, SINGULAR. */
 DRUSE_API int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
                                  const int64_t *offsets, const double *cells, double drift, double diffusion,
                                  const float *score, const float *noise, int32_t n_species, const float *logits,

@@ -116,7 +116,9 @@ def number(
 ) -> Any:
     """A finite scalar that ``accept`` takes; ``wanted`` says in words what that is."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-    good = isinstance(value, kinds) and not isinstance(value, bool) and bool(np.isfinite(value)) and accept(value)
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    # a Python integer may be too large for NumPy to ask whether it is finite
+    good = good and (isinstance(value, int) or bool(np.isfinite(value))) and bool(accept(value))
     if not good:
         advice = f"; {hint}" if hint else ""
         raise InputError(f"`{name}` must be {wanted}, got {value!r}{advice}")

@@ -139,7 +139,7 @@ class Graph:
     pad: int
 
     @property
-    def ncheck_crystals(self) -> int:
+    def n_crystals(self) -> int:
         """Crystals in the batch."""
         return len(self.offsets) - 1
 
@@ -248,6 +248,9 @@ class Graph:
             raise InputError("`src` and `dst` of an edge must lie in the same crystal; check the offsets")
         if np.any(np.diff(crystal) < 0):
             raise InputError("edges must be sorted by crystal; sort them by `dst` first")
+        for name, values in (("frac", frac_), ("cells", cells_)):
+            if not np.isfinite(values).all():
+                raise InputError(f"`{name}` must be finite where edges are given, got NaN or infinity")
         vector = np.einsum("ei,eij->ej", frac_[dst_] - frac_[src_] - image_, cells_[crystal])
         distance = np.linalg.norm(vector, axis=1)
         if np.any(~(distance > 0)):

@@ -49,7 +49,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A way to run models. ``state`` is ``works``, ``not installed`` or ``broken``."""
+    """A way to run models. ``state``: ``works``, ``not installed``, ``unavailable`` (no device) or ``broken``."""
 
     name: str
     state: str
@@ -133,7 +133,7 @@ def _try_backend(name: str, packages: dict[str, str], timeout: float) -> Backend
     if child.returncode < 0:
         return Backend(name, "broken", f"its test was killed by signal {-child.returncode}")
     last = [line for line in child.stderr.splitlines() if line.strip()][-1:] or ["its test failed without a word"]
-    state = "not installed" if name == "cuda-kernels" else "broken"
+    state = "unavailable" if name == "cuda-kernels" else "broken"
     return Backend(name, state, re.sub(r"^[\w.]*(Error|Exception|Warning): ", "", last[0].strip()))
 
 

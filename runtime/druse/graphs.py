@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from druse import _native
-from druse._arrays import Cells, Offsets, number, one_of
+from druse._arrays import Cells, Offsets, number, one_of, output
 from druse._graph import (
     COINCIDENT,
     DEGREE_OVERFLOW,
@@ -221,6 +221,18 @@ def _check_buffers(out: GraphBuffers, n_atoms: int) -> None:
         raise InputError(f"`out` must come from GraphBuffers.allocate, got {type(out).__name__}")
     if len(out.degree) != n_atoms:
         raise InputError(f"`out` must be allocated for the batch's {n_atoms} atoms, got {len(out.degree)}")
+    n_edges, max_degree = len(out.src), out.in_edge.shape[-1]
+    for name, dtype, shape in (
+        ("src", np.int32, (n_edges,)),
+        ("dst", np.int32, (n_edges,)),
+        ("image", np.int32, (n_edges, 3)),
+        ("distance", np.float32, (n_edges,)),
+        ("unit", np.float32, (n_edges, 3)),
+        ("in_edge", np.int32, (n_atoms, max_degree)),
+        ("slot", np.int32, (2 * n_edges,)),
+        ("degree", np.int32, (n_atoms,)),
+    ):
+        output(f"out.{name}", getattr(out, name), dtype, *shape)
 
 
 def _blank(out: GraphBuffers, used: int, cutoff: float) -> None:

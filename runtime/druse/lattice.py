@@ -36,7 +36,7 @@ def cells_from_parameters(lengths: Any, angles: Any) -> Cells:
         )
     cosine, sine = np.cos(np.radians(angles_)), np.sin(np.radians(angles_))
     cos_gamma_star = (cosine[:, 0] * cosine[:, 1] - cosine[:, 2]) / (sine[:, 0] * sine[:, 1])
-    impossible = np.abs(cos_gamma_star) >= 1
+    impossible = ~(np.abs(cos_gamma_star) < 1 - 1e-12)  # the cell of angles at the limit is flat
     if impossible.any():
         raise InputError(
             f"no cell has the angles of crystals {_first(impossible)}, e.g. {angles_[impossible][0].tolist()}: each "

@@ -51,8 +51,8 @@ def _key(seed: int, purpose: int, step: int, crystal_ids: Any) -> tuple[_native.
 def _rows(offsets: Any | None, n_crystals: int) -> tuple[Offsets | None, int]:
     if offsets is None:
         return None, n_crystals
-    total = np.asarray(offsets)[-1] if np.size(offsets) else 0
-    checked = as_offsets("offsets", offsets, int(total), "rows")
+    given: Offsets = as_array("offsets", offsets, np.int64, "crystals + 1")
+    checked = as_offsets("offsets", given, int(given[-1]) if len(given) else 0, "rows")
     if len(checked) != n_crystals + 1:
         raise InputError(
             f"`offsets` must have {n_crystals + 1} entries for {n_crystals} crystal ids, got {len(checked)}"

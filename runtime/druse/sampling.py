@@ -102,8 +102,12 @@ def langevin_update(
     cells_: Cells = as_array("cells", cells, np.float64, "crystals", 3, 3, hint="wrap a single cell as cells[None]")
     frac_: Frac = as_array("frac", frac, np.float64, "atoms", 3)
     species_: Species = as_array("species", species, np.int32, len(frac_))
-    if in_place and (frac_ is not frac or species_ is not species):
-        raise InputError("`in_place` needs `frac` as a C-contiguous float64 array and `species` as an int32 one")
+    if in_place and (
+        frac_ is not frac or species_ is not species or not (frac_.flags.writeable and species_.flags.writeable)
+    ):
+        raise InputError(
+            "`in_place` needs writeable C-contiguous arrays, `frac` of float64 and `species` of int32; or leave it out"
+        )
     if not in_place:
         frac_, species_ = frac_.copy(), species_.copy()
     offsets_ = as_offsets("offsets", offsets, len(frac_))
@@ -191,8 +195,8 @@ def ddpm_update(
         InputError: an argument of the wrong shape, type or range.
     """
     z_: Latents = as_array("z", z, np.float32, "crystals", "latent")
-    if in_place and z_ is not z:
-        raise InputError("`in_place` needs `z` as a C-contiguous float32 array")
+    if in_place and (z_ is not z or not z_.flags.writeable):
+        raise InputError("`in_place` needs `z` as a writeable C-contiguous float32 array; or leave it out")
     if not in_place:
         z_ = z_.copy()
     rows, width = z_.shape

@@ -10,7 +10,7 @@ from reference import basis as twin
 from reference import structures
 from reference.guard import Guard
 
-from druse import DeviceError, Graph, InputError, radius_graph
+from druse import DeviceError, Graph, GraphBuffers, InputError, radius_graph
 from druse.basis import force_sum, legendre_block, radial_basis
 
 ISAS = pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -65,8 +65,6 @@ def test_radial_basis_vanishes_at_the_cutoff() -> None:
 
 
 def test_radial_basis_of_unused_places_is_zero() -> None:
-    from druse import GraphBuffers
-
     batch = structures.batch(structures.REAL[:2])
     out = GraphBuffers.allocate(len(batch.frac), 400, 60)
     graph = radius_graph(*batch, cutoff=4.5, max_neighbors=12, out=out)
@@ -103,8 +101,6 @@ def test_legendre_block_is_symmetric_and_masked(symmetrise: str) -> None:
 
 
 def test_legendre_block_where_the_degree_capacity_is_short() -> None:
-    from druse import GraphBuffers
-
     batch = structures.batch(structures.REAL[:3])
     free = radius_graph(*batch, cutoff=4.5, max_neighbors=12, symmetrise="union")
     out = GraphBuffers.allocate(free.n_atoms, free.n_edges, 5)

@@ -10,7 +10,7 @@ import pytest
 from reference import structures
 from reference.structures import PEROVSKITE, ROCK_SALT
 
-from druse import DruseError, _native
+from druse import DruseError, _native, graphs
 
 FRAC, CELLS, OFFSETS = structures.batch([ROCK_SALT, PEROVSKITE])
 OFFSETS = OFFSETS.astype(np.int64)
@@ -227,8 +227,6 @@ def test_the_header_and_its_python_mirror_agree() -> None:
 
 
 def test_status_bits_are_the_headers() -> None:
-    from druse import graphs
-
     header = (Path(__file__).parents[2] / "cpp_ext" / "include" / "druse.h").read_text()
     bits = {name: 1 << int(shift) for name, shift in re.findall(r"DRUSE_STATUS_(\w+) = 1 << (\d+)", header)}
     assert len(bits) == 8

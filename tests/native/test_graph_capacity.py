@@ -1,5 +1,7 @@
 """Arrays of the caller's: what fits, what does not, and that nothing is written beside them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -178,24 +180,23 @@ def test_allocated_buffers_hold_a_graph() -> None:
     assert graph_bytes(radius_graph(*batch, **OPTIONS, out=buffers)) == graph_bytes(free)
 
 
-@pytest.mark.parametrize("name", ["src", "dst", "image", "distance", "unit", "in_edge", "slot", "degree"])
 @pytest.mark.parametrize("fault", ["gaps", "read-only", "short", "another type"])
 @pytest.mark.usefixtures("as_users_call")
-def test_arrays_that_cannot_be_written_are_refused(name: str, fault: str) -> None:
+def test_arrays_that_cannot_be_written_are_refused(fault: str) -> None:
     batch = structures.batch(FIVE)
-    buffers = GraphBuffers.allocate(len(batch.frac), 500, 60)
-    array = getattr(buffers, name)
-    if fault == "gaps":
-        array = np.repeat(array, 2, axis=0)[::2]
-    elif fault == "read-only":
-        array.flags.writeable = False
-    elif fault == "short":
-        array = array[:-1]
-    else:
-        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float64)
-    object.__setattr__(buffers, name, array)
-    with pytest.raises(InputError, match="`out"):
-        radius_graph(*batch, **OPTIONS, symmetrise="union", out=buffers)
+    for field in dataclasses.fields(GraphBuffers):
+        buffers = GraphBuffers.allocate(len(batch.frac), 500, 60)
+        array = getattr(buffers, field.name)
+        if fault == "gaps":
+            array = np.repeat(array, 2, axis=0)[::2]
+        elif fault == "read-only":
+            array.flags.writeable = False
+        elif fault == "short":
+            array = array[:-1]
+        else:
+            array = array.astype(np.int64 if array.dtype.kind == "i" else np.float64)
+        with pytest.raises(InputError, match="`out"):
+            radius_graph(*batch, **OPTIONS, symmetrise="union", out=dataclasses.replace(buffers, **{field.name: array}))
 
 
 def test_the_librarys_own_arrays_have_guards_too() -> None:

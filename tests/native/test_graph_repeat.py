@@ -1,5 +1,9 @@
 """Equal input gives equal bytes: again, on any number of threads, on any instruction set."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,7 +12,7 @@ from reference import structures
 from reference.compare import graph_bytes
 from reference.structures import REAL
 
-from druse import DeviceError, Graph, _native, radius_graph
+from druse import DeviceError, Graph, GraphBuffers, _native, radius_graph
 
 WAYS = [("exact", "none"), ("exact", "union"), ("upstream", "none"), ("upstream", "upstream")]
 ways = pytest.mark.parametrize(("mode", "symmetrise"), WAYS)
@@ -66,8 +70,6 @@ def test_an_instruction_set_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("edges_short", [1, 200])
 def test_threads_agree_on_what_does_not_fit(edges_short: int) -> None:
-    from druse import GraphBuffers
-
     batch = crystals()
     free = graph("exact", "union")
 
@@ -84,12 +86,31 @@ def test_threads_agree_on_what_does_not_fit(edges_short: int) -> None:
 
 def test_threads_of_the_callers() -> None:
     """Calls from several Python threads at once, each of several native threads."""
-    from concurrent.futures import ThreadPoolExecutor
-
     first = graph_bytes(graph("exact", "union"))
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(graph, "exact", "union", n_threads=1 + k % 3) for k in range(40)]
         assert all(graph_bytes(future.result()) == first for future in futures)
+
+
+FORKED = """
+import os, numpy as np
+from druse import radius_graph
+rng = np.random.default_rng(0)
+arrays = rng.random((400, 3)), np.repeat(5 * np.eye(3)[None], 50, axis=0), np.arange(51) * 8
+def graph():
+    return radius_graph(*arrays, cutoff=5.0, max_neighbors=20, n_threads=4).distance.tobytes()
+first, child = graph(), os.fork()
+if child == 0:
+    os._exit(0 if graph() == first else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), graph() == first)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_has_threads_again() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["0", "True"]
 
 
 def test_the_first_crystal_is_not_special() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from reference import structures
 from reference.graph import Edge, edge_list, half_edges, pairs_within, upstream_edges
 from reference.structures import Structure
-from reference.upstream import TIE, K, Recorded, read_batched, read_decoder, read_neighbours, squared_rank
+from reference.upstream import TIE, K, Recorded, read_batched, read_decoder, read_encoder, read_neighbours, squared_rank
 
 from druse import Graph, radius_graph
 from druse.graphs import STOPPED
@@ -54,6 +54,13 @@ def test_the_162_recorded_cells(shared: Path, cutoff: float) -> None:
 
 def test_a_recorded_batch(shared: Path) -> None:
     total, exempted = compare(read_batched(shared / "fixtures" / "neighbours_batched.npz"))
+    assert exempted <= 0.02 * total
+
+
+def test_the_encoders_recorded_list(shared: Path) -> None:
+    recordings = read_encoder(shared / "fixtures" / "encoder_io.npz")
+    assert len(recordings) == 17
+    total, exempted = compare(recordings)
     assert exempted <= 0.02 * total
 
 

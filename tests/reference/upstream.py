@@ -66,6 +66,14 @@ def read_decoder(path: Path, *parts: str) -> list[Recorded]:
     return found
 
 
+def read_encoder(path: Path) -> list[Recorded]:
+    """``encoder_io.npz``: 17 crystals as the encoder sees them when it finds its edges itself, within 7 Angstrom."""
+    with np.load(path) as file:
+        data = {key: file[f"inputs/{key}"] for key in ("num_atoms", "frac_coords", "cells")}
+        recorded = {key: file[f"otf/{key}"] for key in ("edge_index", "to_jimages", "num_bonds")}
+    return list(_split("encoder", data | recorded, 7.0))
+
+
 def squared_rank(recorded: Recorded) -> np.ndarray:
     """Each target's K-th smallest squared distance (float64); infinity where it has fewer edges."""
     frac, cell = recorded.structure.frac, recorded.structure.cell

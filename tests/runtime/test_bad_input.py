@@ -19,7 +19,7 @@ FRAC, CELLS, OFFSETS = structures.batch([ROCK_SALT, PEROVSKITE])
 N = len(FRAC)
 SPECIES = np.ones(N, np.int32)
 ZEROS = np.zeros((N, 3), np.float32)
-N_EDGES = 54
+N_EDGES = 104
 """Of `graph()`."""
 WRITEABLE = "must be a writeable C-contiguous array"
 RAGGED = [[0.0, 0.0, 0.0], [0.5, 0.5]]

@@ -13,6 +13,15 @@ DRUSE_HD void cross3(const double *a, const double *b, double *out) {
     out[2] = a[0] * b[1] - a[1] * b[0];
 }
 
+// Whether a cell has no volume, up to rounding. NaN and infinity count as flat.
+DRUSE_HD bool is_flat(const double *cell) {
+    double normal[3];
+    cross3(cell + 3, cell + 6, normal);
+    const double volume = __builtin_fabs(dot3(cell, normal));
+    const double box = __builtin_sqrt(dot3(cell, cell) * dot3(cell + 3, cell + 3) * dot3(cell + 6, cell + 6));
+    return !(volume > 1e-10 * box) || !(box < 1e45);
+}
+
 // A reduced cell: rows = transform @ given cell. Integers are kept in float64, exact below 2^53.
 struct ReducedCell {
     double rows[9];
@@ -58,11 +67,7 @@ DRUSE_HD ReducedCell reduce_cell(const double *cell) {
         c.rows[k] = cell[k];
         c.transform[k] = k % 4 == 0 ? 1.0 : 0.0;
     }
-    double normal[3];
-    cross3(cell + 3, cell + 6, normal);
-    double volume = __builtin_fabs(dot3(cell, normal));
-    const double box = __builtin_sqrt(dot3(cell, cell) * dot3(cell + 3, cell + 3) * dot3(cell + 6, cell + 6));
-    if (!(volume > 1e-10 * box) || !(box < 1e30)) return c;
+    if (is_flat(cell)) return c;
 
     for (int round = 0; round < 200; ++round) {
         sort_rows(&c);
@@ -104,8 +109,9 @@ DRUSE_HD ReducedCell reduce_cell(const double *cell) {
         c.inverse_transform[k] = __builtin_rint(c.inverse_transform[k]);
         if (!(__builtin_fabs(c.transform[k]) < 1e6 && __builtin_fabs(c.inverse_transform[k]) < 1e6)) c.valid = false;
     }
+    double normal[3];
     cross3(c.rows + 3, c.rows + 6, normal);
-    volume = __builtin_fabs(dot3(c.rows, normal));
+    const double volume = __builtin_fabs(dot3(c.rows, normal));
     for (int k = 0; k < 3; ++k) {
         cross3(c.rows + 3 * ((k + 1) % 3), c.rows + 3 * ((k + 2) % 3), normal);
         c.spacing[k] = volume / __builtin_sqrt(dot3(normal, normal));

@@ -90,6 +90,10 @@ static inline bool upstream_edges(GraphScratch *s, int64_t n, const double *frac
                                   const druse_graph_options *options, int64_t *total, uint32_t *status) {
     constexpr int64_t kImages = 27;
     const int64_t m_padded = padded(kImages);
+    if (is_flat(cell)) {
+        *status |= DRUSE_STATUS_SINGULAR;
+        return true;
+    }
     const int bits = image_bits(n, m_padded);
     if (bits < 0) {
         *status |= DRUSE_STATUS_TOO_MANY_IMAGES;

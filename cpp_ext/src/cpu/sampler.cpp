@@ -1,6 +1,7 @@
 // Noise and the sampler updates of a batch.
 #include <atomic>
 
+#include "../core/cell.hpp"
 #include "../core/philox.hpp"
 #include "../core/updates.hpp"
 #include "cpu.hpp"
@@ -11,10 +12,11 @@ namespace druse {
 namespace cpu {
 namespace {
 
-bool all_finite(const float *values, int64_t count) {
-    float residue = 0.0f;
-    for (int64_t i = 0; i < count; ++i) residue += values[i] * 0.0f;  // NaN where a value is NaN or infinite
-    return residue == 0.0f;
+template <class Real>
+bool all_finite(const Real *values, int64_t count) {
+    Real residue = 0;
+    for (int64_t i = 0; i < count; ++i) residue += values[i] * Real(0);  // NaN where a value is NaN or infinite
+    return residue == Real(0);
 }
 
 Buffer<float> &noise_of_thread() {
@@ -74,18 +76,19 @@ int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_c
         Buffer<float> &drawn = noise_of_thread();
         for (int64_t b = begin; b < end; ++b) {
             const int64_t first = offsets[b], n = offsets[b + 1] - first;
-            double inverse[9];
-            const double determinant = invert(cells + 9 * b, inverse);
-            if (!(__builtin_fabs(determinant) > 0.0) || !__builtin_isfinite(determinant)) {
-                status[b] |= __builtin_isfinite(determinant) ? DRUSE_STATUS_SINGULAR : DRUSE_STATUS_NON_FINITE;
-                continue;
-            }
-            if (!all_finite(score + 3 * first, 3 * n) ||
+            const float *draws = noise == nullptr ? nullptr : noise + 3 * first;
+            if (!all_finite(cells + 9 * b, 9) || !all_finite(frac + 3 * first, 3 * n) ||
+                !all_finite(score + 3 * first, 3 * n) || (draws != nullptr && !all_finite(draws, 3 * n)) ||
                 (logits != nullptr && !all_finite(logits + first * n_species, n * n_species))) {
                 status[b] |= DRUSE_STATUS_NON_FINITE;
                 continue;
             }
-            const float *draws = noise == nullptr ? nullptr : noise + 3 * first;
+            if (is_flat(cells + 9 * b)) {
+                status[b] |= DRUSE_STATUS_SINGULAR;
+                continue;
+            }
+            double inverse[9];
+            invert(cells + 9 * b, inverse);
             if (draws == nullptr) {
                 if (!drawn.reserve(3 * n)) {
                     out_of_memory.store(true);
@@ -117,7 +120,8 @@ int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_cryst
             return;
         }
         for (int64_t b = begin; b < end; ++b) {
-            if (!all_finite(eps + b * width, width)) {
+            if (!all_finite(eps + b * width, width) || !all_finite(z + b * width, width) ||
+                (noise != nullptr && !all_finite(noise + b * width, width))) {
                 status[b] |= DRUSE_STATUS_NON_FINITE;
                 continue;
             }

@@ -1,4 +1,5 @@
 // Noise and sampler updates: a thread block for each crystal, so that no count has to be known on the host.
+#include "../core/cell.hpp"
 #include "../core/philox.hpp"
 #include "../core/updates.hpp"
 #include "launch.cuh"
@@ -44,7 +45,8 @@ __global__ void uniform_kernel(Key key, const int64_t *offsets, int32_t width, d
     }
 }
 
-__device__ bool any_not_finite(const float *values, int64_t count) {
+template <class Real>
+__device__ bool any_not_finite(const Real *values, int64_t count) {
     bool bad = false;
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) bad |= !isfinite(values[i]);
     return __syncthreads_or(bad) != 0;
@@ -54,19 +56,17 @@ __global__ void langevin_kernel(Key key, const int64_t *offsets, const double *c
                                 const float *score, const float *noise, int32_t n_species, const float *logits,
                                 const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status) {
     const int64_t b = blockIdx.x, first = offsets[b], n = offsets[b + 1] - first;
-    double inverse[9];
-    const double determinant = invert(cells + 9 * b, inverse);
-    uint32_t stopped = 0;
-    if (!isfinite(determinant))
-        stopped = DRUSE_STATUS_NON_FINITE;
-    else if (determinant == 0.0)
-        stopped = DRUSE_STATUS_SINGULAR;
-    if (any_not_finite(score + 3 * first, 3 * n)) stopped |= DRUSE_STATUS_NON_FINITE;
-    if (logits != nullptr && any_not_finite(logits + first * n_species, n * n_species)) stopped |= DRUSE_STATUS_NON_FINITE;
-    if (stopped != 0) {
-        if (threadIdx.x == 0) status[b] |= stopped;
+    bool troubled = any_not_finite(cells + 9 * b, 9);
+    troubled |= any_not_finite(frac + 3 * first, 3 * n);
+    troubled |= any_not_finite(score + 3 * first, 3 * n);
+    if (noise != nullptr) troubled |= any_not_finite(noise + 3 * first, 3 * n);
+    if (logits != nullptr) troubled |= any_not_finite(logits + first * n_species, n * n_species);
+    if (troubled || is_flat(cells + 9 * b)) {
+        if (threadIdx.x == 0) status[b] |= troubled ? DRUSE_STATUS_NON_FINITE : DRUSE_STATUS_SINGULAR;
         return;
     }
+    double inverse[9];
+    invert(cells + 9 * b, inverse);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
         Normals drawn;
         if (noise == nullptr) {
@@ -85,7 +85,10 @@ __global__ void langevin_kernel(Key key, const int64_t *offsets, const double *c
 __global__ void ddpm_kernel(Key key, int32_t width, float scale, float eps_scale, float noise_scale, const float *eps,
                             const float *noise, float *z, uint32_t *status) {
     const int64_t b = blockIdx.x, row = b * width;
-    if (any_not_finite(eps + row, width)) {
+    bool troubled = any_not_finite(eps + row, width);
+    troubled |= any_not_finite(z + row, width);
+    if (noise != nullptr) troubled |= any_not_finite(noise + row, width);
+    if (troubled) {
         if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
         return;
     }

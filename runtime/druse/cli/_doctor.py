@@ -10,7 +10,12 @@ from rich.table import Table
 
 from druse.doctor import Report, examine
 
-_MARKS = {"works": "[green]works[/]", "not installed": "[dim]not installed[/]", "broken": "[bold red]broken[/]"}
+_MARKS = {
+    "works": "[green]works[/]",
+    "not installed": "[dim]not installed[/]",
+    "unavailable": "[dim]unavailable[/]",
+    "broken": "[bold red]broken[/]",
+}
 
 
 def _print(report: Report, console: Console) -> None:

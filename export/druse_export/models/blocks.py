@@ -1,0 +1,95 @@
+"""Layers that several networks share."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SILU_GAIN = 1 / 0.6
+"""GemNet and DimeNet scale SiLU so that it keeps the variance of a normal input."""
+
+INV_SQRT_2 = 1 / math.sqrt(2)
+
+
+def mlp(n_in: int, n_hidden: int, n_out: int, n_layers: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """``n_layers`` hidden layers with ReLU and a last linear one; batch-norm after the first layer on request."""
+    layers: list[nn.Module] = [nn.Linear(n_in, n_hidden)]
+    if batch_norm:
+        layers.append(nn.BatchNorm1d(n_hidden))
+    layers.append(nn.ReLU())
+    for _ in range(n_layers - 1):
+        layers += [nn.Linear(n_hidden, n_hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(n_hidden, n_out))
+
+
+def scaled_silu(x: Tensor) -> Tensor:
+    """SiLU divided by 0.6: x sigmoid(x) / 0.6."""
+    return functional.silu(x) * SILU_GAIN
+
+
+def he_orthogonal_(weight: Tensor) -> Tensor:
+    """GemNet's initialisation: a semi-orthogonal matrix, standardised and scaled to variance 1 / fan-in.
+
+    Reference: Gasteiger, Becker, Guennemann, NeurIPS 2021, appendix.
+    """
+    nn.init.orthogonal_(weight)
+    fan_in = weight.shape[1] if weight.dim() == 2 else math.prod(weight.shape[:-1])
+    axis = (0, 1) if weight.dim() == 3 else 1
+    with torch.no_grad():
+        variance, mean = torch.var_mean(weight, dim=axis, keepdim=True)
+        weight.sub_(mean).div_((variance + 1e-6).sqrt()).mul_(fan_in**-0.5)
+    return weight
+
+
+class Dense(nn.Module):
+    """A linear layer without bias, optionally followed by the scaled SiLU."""
+
+    def __init__(self, n_in: int, n_out: int, *, activate: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(he_orthogonal_(torch.empty(n_out, n_in)))
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., n_in]`` to ``[..., n_out]``."""
+        y: Tensor = functional.linear(x, self.weight)
+        return scaled_silu(y) if self.activate else y
+
+
+class Residual(nn.Module):
+    """(x + dense(dense(x))) / sqrt 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = Dense(width, width)
+        self.second = Dense(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]`` to the same."""
+        return (x + self.second(self.first(x))) * INV_SQRT_2
+
+
+def chain(layers: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
+    """The layers one after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+class SinusoidalEmbedding(nn.Module):
+    """[sin(t f_k), cos(t f_k)] with frequencies from 1 down to 1e-4, then a linear layer and ReLU."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        steps = torch.arange(half) * -(math.log(10000) / (half - 1))
+        self.register_buffer("frequencies", torch.exp(steps), persistent=False)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Noise levels or steps ``[batch]`` to ``[batch, width]``."""
+        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        return torch.relu(self.linear(torch.cat([angles.sin(), angles.cos()], dim=-1)))

@@ -1,0 +1,267 @@
+"""The score network: GemNet-T in dense blocks, without a scatter, a boolean mask or a triplet index array.
+
+H undirected edges; edge streams are ``[2, H, channels]``, so the mirror of every directed edge is a flip of the first
+axis. All edges into one atom form a dense block, found by the graph's ``in_edge``; ``slot`` leads back.
+
+=====================  ===========================================================================================
+GemNet (NeurIPS 2021)  here
+=====================  ===========================================================================================
+h_a, m_ca              ``h`` ``[N, atom]``, ``m`` ``[2, H, edge]``
+e_RBF(d_ca)            ``radial`` ``[H, 128]``, computed outside (`druse.basis.radial_basis`)
+e_CBF(d_ca, phi_cab)   its radial half ``R`` ``[H, c, l]`` from ``radial``, its angular half ``legendre`` from outside
+sum over b             ``S = legendre @ X``, X the in-edges of each atom: one batched matrix product
+bilinear layer         one matrix product, ``[2 H, c * trip] @ [c * trip, bilinear]``
+F_ca                   sixteen channels summed over the output blocks, met by the radial basis once, at the end
+=====================  ===========================================================================================
+
+The energy branch of GemNet is not used by Con-CDVAE and is left out.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from druse_export.models.blocks import INV_SQRT_2, Dense, Residual, chain, he_orthogonal_, scaled_silu
+
+
+@dataclasses.dataclass(frozen=True)
+class GemNetConfig:
+    """Sizes of the score network; the defaults are Con-CDVAE's."""
+
+    latent: int = 256
+    time: int = 64
+    atom: int = 128
+    edge: int = 128
+    triplet: int = 64
+    rbf: int = 16
+    cbf: int = 16
+    bilinear: int = 64
+    n_radial: int = 128
+    n_spherical: int = 7
+    n_blocks: int = 3
+    n_before_skip: int = 1
+    n_after_skip: int = 2
+    n_concat: int = 1
+    n_atom: int = 3
+    n_species: int = 100
+    cutoff: float = 9.0
+    max_neighbors: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreGeometry:
+    """A graph of half edges as tensors, with what the network needs of its geometry.
+
+    Attributes:
+        src, dst: ``[H]`` ends of the half edges.
+        crystal: ``[N]`` the crystal of each atom.
+        in_edge: ``[N, D]`` directed edges into each atom; anything in range where ``valid`` is 0.
+        valid: ``[N, D]`` 1 for an edge, 0 for padding.
+        slot: ``[2 H]`` the place of each directed edge in the flattened ``in_edge``.
+        unit: ``[H, 3]`` from source to target.
+        radial: ``[H, n_radial]``.
+        legendre: ``[N, D, n_spherical, D]``, 0 in padding and on the diagonal.
+    """
+
+    src: Tensor
+    dst: Tensor
+    crystal: Tensor
+    in_edge: Tensor
+    valid: Tensor
+    slot: Tensor
+    unit: Tensor
+    radial: Tensor
+    legendre: Tensor
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``x`` ``[rows, channels]`` at an index of any shape."""
+    return x.index_select(0, index.reshape(-1)).reshape(*index.shape, x.shape[-1])
+
+
+class Scale(nn.Module):
+    """A fixed factor that keeps the variance of a sum or product; it travels in the checkpoint."""
+
+    factor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` times the factor."""
+        return x * self.factor
+
+
+class EdgeUpdate(nn.Module):
+    """Dense layer on [h_source, h_target, edge features], its weight in three pieces: two of them act on atoms."""
+
+    def __init__(self, n_atom: int, n_feature: int, n_out: int) -> None:
+        super().__init__()
+        weight = he_orthogonal_(torch.empty(n_out, 2 * n_atom + n_feature))
+        pieces = torch.split(weight, [n_atom, n_atom, n_feature], dim=1)
+        self.source, self.target, self.feature = (nn.Parameter(piece.clone()) for piece in pieces)
+
+    def forward(self, h: Tensor, feature: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        """Atoms ``[N, atom]`` and features ``[2 or 1, H, feature]`` (before their weight) to ``[2, H, out]``."""
+        ends = functional.linear(h, torch.cat([self.source, self.target]))
+        n_out = self.source.shape[0]
+        sources, targets = ends[:, :n_out], ends[:, n_out:]
+        forward = gather(sources, src) + gather(targets, dst)
+        backward = gather(sources, dst) + gather(targets, src)
+        return scaled_silu(torch.stack([forward, backward]) + functional.linear(feature, self.feature))
+
+
+class AtomUpdate(nn.Module):
+    """Sum of the edges into each atom, weighted by their radial basis, then dense layers."""
+
+    def __init__(self, config: GemNetConfig) -> None:
+        super().__init__()
+        self.radial = Dense(config.rbf, config.edge, activate=False)
+        self.scale = Scale()
+        self.dense = Dense(config.edge, config.atom)
+        self.residuals = nn.ModuleList(Residual(config.atom) for _ in range(config.n_atom))
+
+    def forward(self, m: Tensor, rbf_h: Tensor, geometry: ScoreGeometry) -> Tensor:
+        """Edges ``[2, H, edge]`` to atoms ``[N, atom]``."""
+        weighted = (m * self.radial(rbf_h)).flatten(0, 1)
+        rows = gather(weighted, geometry.in_edge)
+        total = torch.matmul(geometry.valid.to(rows.dtype)[:, None, :], rows).squeeze(1)
+        return chain(self.residuals, self.dense(self.scale(total)))
+
+
+class Triplets(nn.Module):
+    """Messages from b -> a to c -> a by distance and angle, and to a -> c by the mirror."""
+
+    def __init__(self, config: GemNetConfig) -> None:
+        super().__init__()
+        self.dense_ba = Dense(config.edge, config.edge)
+        self.radial = Dense(config.rbf, config.edge, activate=False)
+        self.scale_radial = Scale()
+        self.down = Dense(config.edge, config.triplet)
+        # [cbf, triplet, bilinear]
+        self.bilinear = nn.Parameter(he_orthogonal_(torch.empty(config.cbf, config.triplet, config.bilinear)))
+        self.scale_sum = Scale()
+        self.up_ca = Dense(config.bilinear, config.edge)
+        self.up_ac = Dense(config.bilinear, config.edge)
+
+    def forward(self, m: Tensor, rbf3: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry) -> Tensor:
+        """Edges ``[2, H, edge]`` to the same; ``radial_cbf`` is ``[H, cbf, n_spherical]``."""
+        n_half = m.shape[1]
+        x = self.down(self.scale_radial(self.dense_ba(m) * self.radial(rbf3)))
+        block = gather(x.flatten(0, 1), geometry.in_edge)  # [N, D, triplet]
+        n_atoms, degree, n_spherical, _ = geometry.legendre.shape
+        legendre = geometry.legendre.to(block.dtype).reshape(n_atoms, degree * n_spherical, degree)
+        summed = torch.matmul(legendre, block).reshape(n_atoms * degree, -1)  # [N D, spherical * triplet]
+        per_edge = summed.index_select(0, geometry.slot).reshape(2, n_half, n_spherical, -1)
+        t = torch.matmul(radial_cbf, per_edge).reshape(2, n_half, -1)  # [2, H, cbf * triplet]
+        t = self.scale_sum(torch.matmul(t, self.bilinear.flatten(0, 1)))
+        return (self.up_ca(t) + self.up_ac(t).flip(0)) * INV_SQRT_2
+
+
+class Interaction(nn.Module):
+    """One interaction block: edges by triplets, atoms by edges, edges by atoms."""
+
+    def __init__(self, config: GemNetConfig) -> None:
+        super().__init__()
+        self.dense_ca = Dense(config.edge, config.edge)
+        self.triplets = Triplets(config)
+        self.before_skip = nn.ModuleList(Residual(config.edge) for _ in range(config.n_before_skip))
+        self.after_skip = nn.ModuleList(Residual(config.edge) for _ in range(config.n_after_skip))
+        self.atom_update = AtomUpdate(config)
+        self.concat = EdgeUpdate(config.atom, config.edge, config.edge)
+        self.residual_m = nn.ModuleList(Residual(config.edge) for _ in range(config.n_concat))
+
+    def forward(
+        self, h: Tensor, m: Tensor, rbf3: Tensor, rbf_h: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry
+    ) -> tuple[Tensor, Tensor]:
+        """Atoms and edges to the same."""
+        x = (self.dense_ca(m) + self.triplets(m, rbf3, radial_cbf, geometry)) * INV_SQRT_2
+        m = (m + chain(self.before_skip, x)) * INV_SQRT_2
+        m = chain(self.after_skip, m)
+        h = (h + self.atom_update(m, rbf_h, geometry)) * INV_SQRT_2
+        updated = chain(self.residual_m, self.concat(h, m, geometry.src, geometry.dst))
+        return h, (m + updated) * INV_SQRT_2
+
+
+class ForceHead(nn.Module):
+    """Edge forces of one output block, as coefficients of the radial basis."""
+
+    def __init__(self, config: GemNetConfig) -> None:
+        super().__init__()
+        self.dense = Dense(config.edge, config.edge)
+        self.residuals = nn.ModuleList(Residual(config.edge) for _ in range(config.n_atom))
+        self.radial = Dense(config.rbf, config.edge, activate=False)
+        self.scale = Scale()
+        self.out = nn.Parameter(he_orthogonal_(torch.empty(1, config.edge)))
+
+    def forward(self, m: Tensor) -> Tensor:
+        """Edges ``[2, H, edge]`` to ``[2, H, rbf]``; the force is its product with the radial basis."""
+        weight = self.scale(self.radial.weight * self.out.T)  # [edge, rbf]
+        return torch.matmul(chain(self.residuals, self.dense(m)), weight)
+
+
+class GemNet(nn.Module):
+    """The decoder of Con-CDVAE: a Cartesian score and element logits for a noisy crystal."""
+
+    def __init__(self, config: GemNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rbf3 = Dense(config.n_radial, config.rbf, activate=False)
+        self.rbf_h = Dense(config.n_radial, config.rbf, activate=False)
+        self.rbf_out = Dense(config.n_radial, config.rbf, activate=False)
+        # [n_spherical, n_radial, cbf]
+        self.cbf3 = nn.Parameter(he_orthogonal_(torch.empty(config.n_spherical, config.n_radial, config.cbf)))
+        self.elements = nn.Parameter(torch.empty(config.n_species, config.atom).uniform_(-math.sqrt(3), math.sqrt(3)))
+        self.atom_latent = nn.Linear(config.atom + config.latent + config.time, config.atom)
+        self.edge_embedding = EdgeUpdate(config.atom, config.n_radial, config.edge)
+        self.interactions = nn.ModuleList(Interaction(config) for _ in range(config.n_blocks))
+        self.forces = nn.ModuleList(ForceHead(config) for _ in range(config.n_blocks + 1))
+        self.species = nn.Linear(config.atom, config.n_species)
+
+    def edge_forces(self, z: Tensor, atom_types: Tensor, geometry: ScoreGeometry) -> tuple[Tensor, Tensor]:
+        """Forces along the directed edges ``[2, H]`` and logits ``[N, n_species]``; arguments as of `forward`."""
+        config = self.config
+        # everything that the radial basis is multiplied with, in one product on undirected edges
+        normal = torch.tensor(
+            [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(config.n_spherical)],
+            device=self.cbf3.device,
+            dtype=self.cbf3.dtype,
+        )
+        cbf = (self.cbf3 * normal[:, None, None]).permute(2, 0, 1).reshape(-1, config.n_radial)
+        weight = torch.cat([self.rbf3.weight, self.rbf_h.weight, self.rbf_out.weight, cbf])
+        rbf3, rbf_h, rbf_out, radial_cbf = torch.split(
+            functional.linear(geometry.radial, weight), [config.rbf, config.rbf, config.rbf, cbf.shape[0]], dim=-1
+        )
+        radial_cbf = radial_cbf.reshape(-1, config.cbf, config.n_spherical)
+
+        of_element, of_latent = torch.split(self.atom_latent.weight, [config.atom, config.latent + config.time], dim=1)
+        table = functional.linear(self.elements, of_element)
+        per_crystal = functional.linear(z, of_latent, self.atom_latent.bias)
+        h = gather(table, atom_types - 1) + gather(per_crystal, geometry.crystal)
+        m = self.edge_embedding(h, geometry.radial, geometry.src, geometry.dst)
+
+        force = self.forces[0](m)
+        for interaction, head in zip(self.interactions, list(self.forces)[1:], strict=True):
+            h, m = interaction(h, m, rbf3, rbf_h, radial_cbf, geometry)
+            force = force + head(m)
+        return torch.sum(force * rbf_out, dim=-1), self.species(h)
+
+    def forward(self, z: Tensor, atom_types: Tensor, geometry: ScoreGeometry) -> tuple[Tensor, Tensor]:
+        """The score times sigma, and element logits.
+
+        Args:
+            z: ``[crystals, latent + time]``, z_con and the embedding of the noise level.
+            atom_types: ``[N]`` atomic numbers.
+            geometry: of the noisy crystals.
+
+        Returns:
+            ``[N, 3]`` Cartesian and ``[N, n_species]``.
+        """
+        force, logits = self.edge_forces(z, atom_types, geometry)
+        vectors = torch.stack([force[0, :, None] * geometry.unit, force[1, :, None] * -geometry.unit])
+        rows = gather(vectors.flatten(0, 1), geometry.in_edge)
+        return torch.sum(rows * geometry.valid.to(rows.dtype)[..., None], dim=1), logits
