@@ -1,6 +1,6 @@
 """The periodic radius graph beside five other neighbour lists: 256 crystals of 8 to 12 atoms at 7 Angstrom, K = 20.
 
-Run ``python benchmarks/graph.py`` with the ``dev`` extra installed. Every contender is timed once in each round, in
+Run ``python benchmarks/graph.py`` with the ``bench`` extra installed. Every contender is timed once in each round, in
 rotating order, and the medians are compared. The others find all pairs within the cutoff; the graph needs the K nearest
 of each atom, so choosing these from their lists is timed apart, in a column of its own.
 """

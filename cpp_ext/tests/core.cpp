@@ -119,7 +119,7 @@ void polynomials() {
         CHECK(std::fabs(p[4] - p4) < 1e-6 && std::fabs(p[6] - p6) < 1e-6);
         const double d = i / 1000.0;
         const double envelope = 1 - 21 * std::pow(d, 5) + 35 * std::pow(d, 6) - 15 * std::pow(d, 7);
-        CHECK(std::fabs(druse::envelope(static_cast<float>(d)) - envelope) < 3e-6);
+        CHECK(std::fabs(druse::envelope(static_cast<float>(d)) - envelope) < 5e-7);
     }
     CHECK(druse::envelope(1.0f) == 0.0f && druse::envelope(1.5f) == 0.0f);
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from druse._arrays import Cells, Frac, Offsets, Species, as_array, as_offsets
+from druse._arrays import Cells, Counts, Frac, Offsets, Species, as_array, as_offsets
 from druse.errors import InputError
 
 __all__ = ["Crystals"]
@@ -60,7 +60,7 @@ class Crystals:
         return (self[b] for b in range(len(self)))
 
     @property
-    def n_atoms(self) -> Offsets:
+    def n_atoms(self) -> Counts:
         """``[crystals]`` atoms of each crystal."""
         return np.diff(self.offsets)
 

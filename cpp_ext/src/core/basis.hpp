@@ -5,11 +5,11 @@
 
 namespace druse {
 
-// 1 - 21 d^5 + 35 d^6 - 15 d^7 below 1, else 0: the polynomial envelope with exponent 5.
+// 1 - 21 d^5 + 35 d^6 - 15 d^7 below 1, else 0: the polynomial envelope with exponent 5, by its factors, which do not
+// cancel near the cutoff.
 DRUSE_HD float envelope(float d) {
-    const float d2 = d * d;
-    const float d5 = d2 * d2 * d;
-    const float value = 1.0f + d5 * ((35.0f - 15.0f * d) * d - 21.0f);
+    const float rest = 1.0f - d;
+    const float value = (rest * rest * rest) * ((((15.0f * d + 10.0f) * d + 6.0f) * d + 3.0f) * d + 1.0f);
     return d < 1.0f ? value : 0.0f;
 }
 

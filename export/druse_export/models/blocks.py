@@ -77,6 +77,11 @@ def chain(layers: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
     return x
 
 
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``x`` ``[rows, channels]`` at an index of any shape."""
+    return x.index_select(0, index.reshape(-1)).reshape(*index.shape, x.shape[-1])
+
+
 class SinusoidalEmbedding(nn.Module):
     """[sin(t f_k), cos(t f_k)] with frequencies from 1 down to 1e-4, then a linear layer and ReLU."""
 

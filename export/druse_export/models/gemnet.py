@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from druse_export.models.blocks import INV_SQRT_2, Dense, Residual, chain, he_orthogonal_, scaled_silu
+from druse_export.models.blocks import INV_SQRT_2, Dense, Residual, chain, gather, he_orthogonal_, scaled_silu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +75,6 @@ class ScoreGeometry:
     unit: Tensor
     radial: Tensor
     legendre: Tensor
-
-
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``x`` ``[rows, channels]`` at an index of any shape."""
-    return x.index_select(0, index.reshape(-1)).reshape(*index.shape, x.shape[-1])
 
 
 class Scale(nn.Module):

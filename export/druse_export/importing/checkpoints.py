@@ -1,0 +1,105 @@
+"""Reading PyTorch checkpoints without running anything in them.
+
+PyTorch's restricted unpickler (``weights_only``) builds tensors and plain containers and refuses every global that it
+does not know. Upstream's files also hold configuration objects of OmegaConf and a scaler; these few names are mapped to
+inert classes that only keep their state. Anything else is an error that names it.
+"""
+
+import collections
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from druse.errors import InputError
+
+
+class Inert:
+    """Stands for an object of a class that is not imported: it keeps what the file says of it and does nothing."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> "Inert":
+        """Takes any arguments and drops them."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        values = state[1] if isinstance(state, tuple) and len(state) == 2 and state[0] is None else state
+        if isinstance(values, dict):
+            vars(self).update({str(key): value for key, value in values.items()})
+
+
+class ConfigMapping(Inert):
+    """``omegaconf.DictConfig``."""
+
+
+class ConfigSequence(Inert):
+    """``omegaconf.ListConfig``."""
+
+
+class ConfigValue(Inert):
+    """A leaf of OmegaConf's tree."""
+
+
+class Scaler(Inert):
+    """Upstream's standard scaler, with ``means`` and ``stds``."""
+
+
+_LEAVES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "PathNode", "BytesNode", "EnumNode")
+_INERT: list[Any] = [
+    (ConfigMapping, "omegaconf.dictconfig.DictConfig"),
+    (ConfigSequence, "omegaconf.listconfig.ListConfig"),
+    *((ConfigValue, f"omegaconf.nodes.{name}") for name in _LEAVES),
+    (Inert, "omegaconf.base.ContainerMetadata"),
+    (Inert, "omegaconf.base.Metadata"),
+    (Inert, "typing.Any"),
+    (Scaler, "concdvae.common.data_utils.StandardScalerTorch"),
+    (Scaler, "cdvae.common.data_utils.StandardScalerTorch"),
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for kind in (dict, list, tuple, int)
+        for module in ("builtins", "__builtin__")
+    ),
+    (collections.defaultdict, "collections.defaultdict"),
+    (int, "__builtin__.long"),
+]
+
+
+def plain(value: Any) -> Any:
+    """An OmegaConf tree as dictionaries, lists and values."""
+    if isinstance(value, ConfigMapping):
+        content = vars(value).get("_content")
+        return {str(k): plain(v) for k, v in content.items()} if isinstance(content, dict) else {}
+    if isinstance(value, ConfigSequence):
+        content = vars(value).get("_content")
+        return [plain(v) for v in content] if isinstance(content, list) else []
+    if isinstance(value, ConfigValue):
+        return vars(value).get("_val")
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds: tensors, plain values, and `Inert` objects.
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, or names a class or function that is not allowed.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.name} is not in {path.parent}; give the folder that holds the checkpoint")
+    try:
+        with torch.serialization.safe_globals(_INERT), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of an unusual pickle protocol, which it then reads or refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it names {named[1]}, which is not allowed" if named else "it is not made of tensors and plain values"
+        raise InputError(f"{path.name} is refused, and nothing in it was run: {reason}") from error
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path.name} is not a checkpoint that can be read: {error}") from error
