@@ -1,13 +1,14 @@
 """Reading PyTorch checkpoints without running anything in them.
 
 PyTorch's restricted unpickler (``weights_only``) builds tensors and plain containers and refuses every global that it
-does not know. Upstream's files also hold configuration objects of OmegaConf and a scaler; these few names are mapped to
-inert classes that only keep their state. Anything else is an error that names it.
+does not know. Upstream's files also hold configuration objects of OmegaConf, a scaler and NumPy scalars; these are
+mapped to inert classes that only keep their state. Anything else is an error that names it.
 """
 
 import collections
 import pickle
 import re
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,34 @@ class Scaler(Inert):
     """Upstream's standard scaler, with ``means`` and ``stds``."""
 
 
+class NumpyType(Inert):
+    """``numpy.dtype``: its character code, such as f8."""
+
+    code = ""
+
+    def __new__(cls, code: str = "", *_flags: Any) -> "NumpyType":
+        """Keeps the code."""
+        kept = object.__new__(cls)
+        kept.code = str(code)
+        return kept
+
+
+def numpy_scalar(kind: NumpyType, data: bytes) -> float | int:
+    """A NumPy scalar as a Python number."""
+    formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
+    if kind.code not in formats:
+        raise pickle.UnpicklingError(f"a NumPy scalar of type {kind.code}")
+    (number,) = struct.unpack(formats[kind.code], data)
+    return number
+
+
+def latin1(text: str, encoding: str) -> bytes:
+    """How old pickles hold bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding}")
+    return text.encode("latin1")
+
+
 _LEAVES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "PathNode", "BytesNode", "EnumNode")
 _INERT: list[Any] = [
     (ConfigMapping, "omegaconf.dictconfig.DictConfig"),
@@ -54,6 +83,10 @@ _INERT: list[Any] = [
     (Inert, "omegaconf.base.ContainerMetadata"),
     (Inert, "omegaconf.base.Metadata"),
     (Inert, "typing.Any"),
+    (NumpyType, "numpy.dtype"),
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (latin1, "_codecs.encode"),
     (Scaler, "concdvae.common.data_utils.StandardScalerTorch"),
     (Scaler, "cdvae.common.data_utils.StandardScalerTorch"),
     *(
