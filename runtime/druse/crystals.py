@@ -69,6 +69,16 @@ class Crystals:
         """``[atoms, 3]`` Cartesian coordinates in Angstrom."""
         return np.einsum("ni,nij->nj", self.frac, np.repeat(self.cells, self.n_atoms, axis=0))  # type: ignore[no-any-return]
 
+    def take(self, indices: Any) -> "Crystals":
+        """The crystals of an array of indices, in that order; an index may come more than once."""
+        chosen = as_array("indices", indices, np.int64, "chosen")
+        if len(chosen) and not (-len(self) <= chosen.min() and chosen.max() < len(self)):
+            raise IndexError(f"crystals {chosen.min()} to {chosen.max()} of a batch of {len(self)}")
+        sizes = self.n_atoms[chosen]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        atoms = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][chosen] - offsets[:-1], sizes)
+        return Crystals(self.frac[atoms], self.cells[chosen], offsets, self.species[atoms])
+
     def replace(self, **changes: Any) -> "Crystals":
         """The same crystals with some arrays changed."""
         return dataclasses.replace(self, **changes)

@@ -88,3 +88,24 @@ def test_arrays_are_those_of_a_graph() -> None:
     cell = np.repeat(whole.cells, whole.n_atoms, axis=0)[graph.dst]
     vector = whole.cart[graph.dst] - whole.cart[graph.src] - np.einsum("ei,eij->ej", graph.image, cell)
     np.testing.assert_allclose(np.linalg.norm(vector, axis=1), graph.distance, rtol=1e-6)
+
+
+def test_take_is_concatenation_in_any_order() -> None:
+    rng = np.random.default_rng(5)
+    sizes = [3, 0, 1, 4]
+    parts = [
+        Crystals(
+            rng.random((n, 3)),
+            rng.random((1, 3, 3)),
+            np.array([0, n]),
+            rng.integers(1, 90, n).astype(np.int32),
+        )
+        for n in sizes
+    ]
+    batch = Crystals.concatenate(parts)
+    for order in ([], [2], [3, 1, 0], [0, 0, -1]):
+        taken, expected = batch.take(order), Crystals.concatenate(parts[k] for k in order)
+        for name in ("frac", "cells", "offsets", "species"):
+            np.testing.assert_array_equal(getattr(taken, name), getattr(expected, name))
+    with pytest.raises(IndexError, match="of a batch of 4"):
+        batch.take([4])

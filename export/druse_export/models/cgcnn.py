@@ -14,7 +14,7 @@ pooling            mean over the atoms of a crystal
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ class CGCNNConfig:
     spacing: float = 0.2
 
 
-@dataclasses.dataclass(frozen=True)
-class NeighborTable:
+class NeighborTable(NamedTuple):
     """A batch of crystals as CGCNN sees it.
 
     Attributes:

@@ -1,0 +1,268 @@
+"""A data set, understood: crystals in reduced cells, their ids and properties, and what was left out and why."""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from druse.conditions import CRYSTAL_SYSTEMS
+from druse.crystals import Crystals
+from druse.errors import InputError
+from druse.lattice import cells_from_parameters, parameters_from_cells, volumes, wrap
+from druse_export.data.rows import Row, read_rows
+
+_FORMAT = 1  # of the cache; a change of what is computed must change it
+_CHUNK = 32
+_LIMIT = 500  # atoms; a structure with more is no crystal of this field
+
+
+class Rejected(NamedTuple):
+    """A row that was left out."""
+
+    id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalTable:
+    """Crystals with properties.
+
+    Attributes:
+        crystals: in Niggli-reduced cells where asked for, c along z.
+        ids: of each crystal.
+        properties: by name, ``[crystals]`` float64; NaN where a row has none. ``n_atom`` and, with a space group,
+            ``spacegroup`` and ``crystal_system`` (codes of `druse.conditions.CRYSTAL_SYSTEMS`) are always there.
+        rejected: the rows left out, with reasons.
+    """
+
+    crystals: Crystals
+    ids: tuple[str, ...]
+    properties: dict[str, np.ndarray]
+    rejected: tuple[Rejected, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, chosen: Any) -> "CrystalTable":
+        """The crystals of a mask or of indices, in that order."""
+        indices = np.arange(len(self))[np.asarray(chosen)]
+        return CrystalTable(
+            self.crystals.take(indices),
+            tuple(self.ids[b] for b in indices),
+            {name: values[indices] for name, values in self.properties.items()},
+            self.rejected,
+        )
+
+    def filtered(
+        self, *, min_density: float = 0.01, max_hull: float = 0.5, max_gap: float = 8.0, max_atoms: int = 20
+    ) -> "CrystalTable":
+        """The paper's filters (section 3). A row without a property passes its filter.
+
+        Args:
+            min_density: atoms per cubic Angstrom, exceeded.
+            max_hull: energy above hull in eV/atom, not reached.
+            max_gap: band gap in eV, not reached.
+            max_atoms: in the cell.
+        """
+        n_atoms = self.crystals.n_atoms
+        keep = (n_atoms / volumes(self.crystals.cells) > min_density) & (n_atoms <= max_atoms)
+        for name, limit in (("e_above_hull", max_hull), ("band_gap", max_gap)):
+            if name in self.properties:
+                keep &= ~(self.properties[name] >= limit)
+        return self.select(keep)
+
+    def split(self, seed: int, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> "tuple[CrystalTable, ...]":
+        """Random parts of the given shares (section 3: 8 : 1 : 1); the same for the same seed."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        ends = np.round(np.cumsum([0.0, *shares]) / sum(shares) * len(self)).astype(int)
+        return tuple(self.select(np.sort(order[a:b])) for a, b in itertools.pairwise(ends))
+
+
+def load_table(
+    path: Path,
+    *,
+    niggli: bool = True,
+    n_jobs: int = 0,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CrystalTable:
+    """Read a data set (see `druse_export.data.rows.read_rows`).
+
+    A row that cannot be understood is left out and reported in ``rejected``; the run goes on.
+
+    Args:
+        path: file or folder.
+        niggli: describe each crystal by its Niggli-reduced cell.
+        n_jobs: processes; 0 for every core.
+        cache: folder to keep the result in, under the hash of the data and the options; None keeps nothing.
+        progress: called with rows done and rows in all.
+
+    Raises:
+        InputError: the file is missing or of an unknown kind, or not a single row could be understood.
+    """
+    rows = list(read_rows(path))
+    stored = None if cache is None else cache / f"{_fingerprint(rows, niggli)}.npz"
+    if stored is not None and stored.is_file():
+        return _read_cache(stored)
+    jobs = n_jobs or len(os.sched_getaffinity(0))
+    chunks = [(rows[k : k + _CHUNK], niggli) for k in range(0, len(rows), _CHUNK)]
+    found: list[Any] = []
+    if jobs == 1 or len(chunks) == 1:
+        results = map(_understand_chunk, chunks)
+        for chunk in results:
+            found += chunk
+            _report(progress, len(found), len(rows))
+    else:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for chunk in pool.map(_understand_chunk, chunks):
+                found += chunk
+                _report(progress, len(found), len(rows))
+    table = _assemble(rows, found)
+    if stored is not None:
+        _write_cache(stored, table)
+    return table
+
+
+def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+def _understand_chunk(work: tuple[list[Row], bool]) -> list[Any]:
+    return [_understand(row, work[1]) for row in work[0]]
+
+
+def _understand(row: Row, niggli: bool) -> Any:
+    """``(frac, cell, atomic numbers)`` of a row, or why not, as text."""
+    from pymatgen.core import Structure
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if row.format == "cif":
+                structure = Structure.from_str(row.text, fmt="cif")
+            else:
+                from ase.io import read
+
+                atoms: Any = read(io.StringIO(row.text), format="extxyz")
+                structure = AseAtomsAdaptor.get_structure(atoms)
+            if len(structure) > _LIMIT:
+                return f"{len(structure)} atoms, more than {_LIMIT}"
+            if not structure.is_ordered:
+                return "its sites are partly occupied"
+            if niggli:
+                structure = structure.get_reduced_structure()
+            numbers = np.array(structure.atomic_numbers, np.int32)
+            lengths, angles = parameters_from_cells(structure.lattice.matrix[None])
+            cell = cells_from_parameters(lengths, angles)[0]
+            frac = wrap(structure.frac_coords)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {text[0] if text else 'no reason given'}"
+    if not (np.isfinite(frac).all() and np.isfinite(cell).all()):
+        return "its coordinates or cell are not finite"
+    return frac, cell, numbers
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _properties(columns: Sequence[Mapping[str, Any]], n_atoms: np.ndarray) -> dict[str, np.ndarray]:
+    names = {name: None for row in columns for name in row}
+    properties = {name: np.array([_number(row.get(name)) for row in columns]) for name in names}
+    properties = {name: values for name, values in properties.items() if np.isfinite(values).any()}
+    for name in ("spacegroup.number", "space_group_number"):
+        if name in properties:
+            properties["spacegroup"] = properties.pop(name)
+    if "spacegroup" in properties:
+        properties["crystal_system"] = _crystal_systems(properties["spacegroup"])
+    properties["n_atom"] = n_atoms.astype(np.float64)
+    return properties
+
+
+def _crystal_systems(space_groups: np.ndarray) -> np.ndarray:
+    first = np.array([1, 3, 16, 75, 143, 168, 195])
+    systems = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+    codes = np.array([CRYSTAL_SYSTEMS.index(system) for system in systems], np.float64)
+    known = (space_groups >= 1) & (space_groups <= 230)
+    place = np.searchsorted(first, np.where(known, space_groups, 1), side="right") - 1
+    return np.where(known, codes[place], np.nan)
+
+
+def _assemble(rows: list[Row], found: list[Any]) -> CrystalTable:
+    good = [k for k, result in enumerate(found) if not isinstance(result, str)]
+    rejected = tuple(
+        Rejected(row.id, result) for row, result in zip(rows, found, strict=True) if isinstance(result, str)
+    )
+    if not good:
+        first = f"; the first, {rejected[0].id}: {rejected[0].reason}" if rejected else ""
+        raise InputError(f"none of {len(rows)} rows could be read{first}")
+    sizes = np.array([len(found[k][2]) for k in good])
+    crystals = Crystals(
+        np.concatenate([found[k][0] for k in good]),
+        np.stack([found[k][1] for k in good]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+        np.concatenate([found[k][2] for k in good]),
+    )
+    properties = _properties([rows[k].columns for k in good], sizes)
+    return CrystalTable(crystals, tuple(rows[k].id for k in good), properties, rejected)
+
+
+def _fingerprint(rows: list[Row], niggli: bool) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {niggli}".encode())
+    for row in rows:
+        digest.update(json.dumps([row.id, row.text, row.format, row.columns], default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def _write_cache(path: Path, table: CrystalTable) -> None:
+    """Appears whole or not at all: written beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"property/{name}": values for name, values in table.properties.items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                frac=table.crystals.frac,
+                cells=table.crystals.cells,
+                offsets=table.crystals.offsets,
+                species=table.crystals.species,
+                ids=np.array(table.ids),
+                rejected=np.array([tuple(r) for r in table.rejected] or np.zeros((0, 2), "<U1")),
+                **arrays,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    Path(file.name).replace(path)
+
+
+def _read_cache(path: Path) -> CrystalTable:
+    with np.load(path, allow_pickle=False) as file:
+        properties = {key.removeprefix("property/"): file[key] for key in file.files if key.startswith("property/")}
+        return CrystalTable(
+            Crystals(file["frac"], file["cells"], file["offsets"], file["species"]),
+            tuple(map(str, file["ids"])),
+            properties,
+            tuple(Rejected(str(a), str(b)) for a, b in file["rejected"]),
+        )

@@ -1,0 +1,1 @@
+"""Training with Lightning: settings in, a run directory with checkpoints and logs out."""

@@ -1,0 +1,141 @@
+"""Data sets: every kind of file gives the same crystals, bad rows are reported, the cache changes nothing."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pymatgen", reason="data sets are parsed by pymatgen")
+
+from pymatgen.core import Lattice, Structure
+
+from druse import InputError
+from druse.lattice import parameters_from_cells, volumes
+from druse_export.data import load_table
+
+# textbook structures; the second in a needlessly long cell
+NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SKEWED = Structure([[4.2, 0, 0], [8.4, 4.2, 0], [0, 4.2, 4.2]], ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def rows() -> list[dict[str, str]]:
+    return [
+        {
+            "material_id": "salt",
+            "cif": NACL.to(fmt="cif"),
+            "band_gap": "5.0",
+            "spacegroup.number": "225",
+            "formula": "NaCl",
+        },
+        {
+            "material_id": "broken",
+            "cif": "data_nothing\n_cell_length_a oops\n",
+            "band_gap": "1",
+            "spacegroup.number": "1",
+        },
+        {"material_id": "skewed", "cif": SKEWED.to(fmt="cif"), "band_gap": "", "spacegroup.number": "221"},
+        {"material_id": "empty", "cif": "", "band_gap": "2", "spacegroup.number": "2"},
+    ]
+
+
+def write_csv(path: Path) -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", newline="") as file:
+        writer = csv.DictWriter(file, ["material_id", "cif", "band_gap", "spacegroup.number", "formula"])
+        writer.writeheader()
+        writer.writerows(rows())
+    return path
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_good_rows_are_read_and_bad_ones_reported(tmp_path: Path, name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    table = load_table(write_csv(tmp_path / name), n_jobs=1, progress=lambda done, total: seen.append((done, total)))
+    assert table.ids == ("salt", "skewed")
+    assert [row.id for row in table.rejected] == ["broken", "empty"]
+    assert all(row.reason for row in table.rejected)
+    assert seen[-1] == (4, 4)
+    np.testing.assert_array_equal(table.properties["band_gap"], [5.0, np.nan])
+    np.testing.assert_array_equal(table.properties["crystal_system"], [6, 6])
+    np.testing.assert_array_equal(table.properties["n_atom"], [8, 2])
+    assert "formula" not in table.properties  # no numbers
+
+
+def test_cells_are_reduced_and_in_standard_orientation(tmp_path: Path) -> None:
+    table = load_table(write_csv(tmp_path / "table.csv"), n_jobs=1)
+    lengths, angles = parameters_from_cells(table.crystals.cells)
+    np.testing.assert_allclose(lengths[1], 4.2, atol=1e-4)
+    np.testing.assert_allclose(angles[1], 90, atol=1e-3)
+    np.testing.assert_allclose(volumes(table.crystals.cells), [5.64**3, 4.2**3], rtol=1e-4)
+    np.testing.assert_array_equal(table.crystals.cells[:, 2, :2], 0)  # c along z
+    assert table.crystals.frac.min() >= 0
+    assert table.crystals.frac.max() < 1
+
+
+def test_other_kinds_of_files_hold_the_same_crystals(tmp_path: Path) -> None:
+    pytest.importorskip("ase", reason="writes extended XYZ")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="writes Parquet")
+    import ase.io
+    import pyarrow as pa
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    expected = load_table(write_csv(tmp_path / "table.csv"), n_jobs=1)
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for name, structure in (("a", NACL), ("b", SKEWED)):
+        structure.to(str(folder / f"{name}.cif"), fmt="cif")
+    frames = [AseAtomsAdaptor.get_atoms(structure) for structure in (NACL, SKEWED)]
+    ase.io.write(tmp_path / "frames.extxyz", frames, format="extxyz")
+    parquet.write_table(pa.Table.from_pylist(rows()), tmp_path / "table.parquet")
+    for source in (folder, tmp_path / "frames.extxyz", tmp_path / "table.parquet"):
+        table = load_table(source, n_jobs=1)
+        np.testing.assert_array_equal(np.sort(table.crystals.species), np.sort(expected.crystals.species))
+        np.testing.assert_allclose(volumes(table.crystals.cells), volumes(expected.crystals.cells), rtol=1e-5)
+
+
+def test_processes_and_cache_change_nothing(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "table.csv")
+    plain = load_table(file, n_jobs=1)
+    for table in (
+        load_table(file, n_jobs=2),
+        load_table(file, cache=tmp_path / "cache"),
+        load_table(file, cache=tmp_path / "cache"),
+    ):
+        np.testing.assert_array_equal(table.crystals.frac, plain.crystals.frac)
+        np.testing.assert_array_equal(table.crystals.cells, plain.crystals.cells)
+        assert table.ids == plain.ids
+        assert table.rejected == plain.rejected
+        for name, values in plain.properties.items():
+            np.testing.assert_array_equal(table.properties[name], values)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    load_table(file, niggli=False, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_filters_and_split(tmp_path: Path) -> None:
+    table = load_table(write_csv(tmp_path / "table.csv"), n_jobs=1)
+    assert table.filtered(max_gap=5.0).ids == ("skewed",)
+    assert table.filtered(max_gap=5.1, max_atoms=7).ids == ("skewed",)
+    assert table.filtered(min_density=0.03).ids == ("salt",)
+    many = table.select(np.arange(100) % 2)
+    parts = many.split(3)
+    assert [len(part) for part in parts] == [80, 10, 10]
+    assert [part.ids for part in many.split(3)] == [part.ids for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "does not exist"),
+        ("table.docx", "x", "of no known kind"),
+        ("table.csv", "a,b\n1,2\n", "no column of structures"),
+        ("table.csv", "id,cif\nx,nonsense\n", "none of 1 rows"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_table(tmp_path / name, n_jobs=1)
