@@ -1,6 +1,6 @@
 /* druse.h - the whole native interface of Druse on one page.
  *
- * Plain C, no state but a thread pool. Every function returns a druse_result, never throws and never writes past a
+ * Plain C, no state but a thread pool and each thread's working memory (at most 64 MiB kept between calls). Every function returns a druse_result, never throws and never writes past a
  * capacity that the caller stated. What is wrong with one crystal (NaN, flat cell, too many edges) is a bit in that
  * crystal's status word and leaves the others untouched; a druse_result other than DRUSE_OK means that the call itself
  * was wrong and nothing was written.
@@ -38,7 +38,7 @@ extern "C" {
 typedef enum {
     DRUSE_OK = 0,
     DRUSE_ERROR_ARGUMENT = 1,    /* a null pointer, a negative count, an unknown mode, a cutoff that is not positive */
-    DRUSE_ERROR_MEMORY = 2,      /* scratch memory could not be had */
+    DRUSE_ERROR_MEMORY = 2,      /* working memory could not be had; the outputs are not to be used */
     DRUSE_ERROR_UNSUPPORTED = 3, /* this build or this machine cannot run the request (no CUDA, unknown isa) */
     DRUSE_ERROR_CUDA = 4         /* a CUDA call failed; the CUDA runtime holds the reason */
 } druse_result;
@@ -55,13 +55,17 @@ typedef struct {
     void *stream;      /* CUDA: a cudaStream_t */
 } druse_exec;
 
-/* Bits of a crystal's status word. The first group stops that crystal: it has no edges, or keeps its old state. */
+/* Bits of a crystal's status word. The first group stops that crystal: it has no edges (unless said otherwise), or keeps
+ * its old state. */
 enum {
-    DRUSE_STATUS_NON_FINITE = 1 << 0,      /* NaN or infinity in what describes it; or beyond 1e8 cells from the origin */
-    DRUSE_STATUS_SINGULAR = 1 << 1,        /* a flat or zero cell, or a lattice plane spacing under 0.01 Angstrom */
-    DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 periodic images within reach */
+    DRUSE_STATUS_NON_FINITE = 1 << 0,      /* NaN, infinity, a fraction beyond 1e8 or a cell beyond 1e15 Angstrom, in
+                                              what describes it or in what an update would make of it */
+    DRUSE_STATUS_SINGULAR = 1 << 1,        /* a flat or zero cell; exact mode: planes closer than 0.01 Angstrom, or so
+                                              skewed that a reduced cell needs integers beyond 1e6 */
+    DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 images in reach, or 2^31 pairs of atoms and images */
     DRUSE_STATUS_EDGE_OVERFLOW = 1 << 3,   /* edge_capacity was too small; edge_counts says what is needed */
-    DRUSE_STATUS_DEGREE_OVERFLOW = 1 << 4, /* degree_capacity was too small; degree says what is needed */
+    DRUSE_STATUS_DEGREE_OVERFLOW = 1 << 4, /* degree_capacity was too small; degree says what is needed; edges stay */
+    DRUSE_STATUS_OUT_OF_MEMORY = 1 << 5,   /* memory for its candidates could not be had; its count is not known */
     /* and these only inform */
     DRUSE_STATUS_EMPTY = 1 << 8,      /* no atoms */
     DRUSE_STATUS_COINCIDENT = 1 << 9, /* two atoms within 0.01 Angstrom; that pair has no edge */
@@ -112,7 +116,8 @@ typedef struct {
 } druse_edges;
 
 /* CPU only so far; DRUSE_CUDA is refused with DRUSE_ERROR_UNSUPPORTED.
- * The edges of every crystal, packed in batch order, by target and within a target by source. A crystal that does not
+ * The edges of every crystal, packed in batch order, by target and within a target by source (UNION: first those that
+ * were half edges already, then the mirrors of those that only the other end chose). A crystal that does not
  * fit into what is left of edge_capacity writes no edge; later ones that fit still do. */
 DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                                      const double *frac, const double *cells, const druse_graph_options *options,
@@ -121,7 +126,7 @@ DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals,
 /* The directed edges that end at each atom, as a table: in_edge[n, k] for k < degree[n], `pad` beyond, in order of
  * edge index (an edge before its mirror). `mirror` is 0 for directed edges; for half edges it is the index distance of
  * a mirror, and mirrors are listed too. slot[e] = atom * degree_capacity + k is the inverse, of mirror + n_edges
- * entries (nullable). degree[n] is the true count; where it exceeds the capacity the row holds the first ones, slot is
+ * entries (nullable; those between n_edges and mirror are left alone). degree[n] is the true count; where it exceeds the capacity the row holds the first ones, slot is
  * -1 for the rest, and the crystal's status gains DEGREE_OVERFLOW. */
 DRUSE_API int32_t druse_incidence(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                                   const int64_t *edge_offsets, const int32_t *src, const int32_t *dst, int64_t mirror,

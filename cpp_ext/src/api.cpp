@@ -46,6 +46,15 @@ bool within_blocks(const druse_exec *exec, int64_t n_crystals, const int64_t *of
     return true;
 }
 
+int32_t check_draw(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                   int32_t width, const void *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && valid_key(key) && out != nullptr);
+    DRUSE_REQUIRE(offsets == nullptr || valid_offsets(exec, n_crystals, offsets));
+    DRUSE_REQUIRE(within_blocks(exec, n_crystals, offsets, width));
+    return DRUSE_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -79,11 +88,12 @@ int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int
     DRUSE_REQUIRE(edges->edge_capacity >= 0 && edges->edge_capacity <= INT32_MAX / 2);
     DRUSE_REQUIRE(edges->edge_offsets != nullptr);
     if (n_crystals > 0)
-        DRUSE_REQUIRE(cells != nullptr && frac != nullptr && edges->edge_counts != nullptr && edges->status != nullptr);
+        DRUSE_REQUIRE(cells != nullptr && edges->edge_counts != nullptr && edges->status != nullptr);
     if (edges->edge_capacity > 0)
         DRUSE_REQUIRE(edges->src != nullptr && edges->dst != nullptr && edges->image != nullptr &&
                       edges->distance != nullptr && edges->unit != nullptr);
     DRUSE_REQUIRE(valid_offsets(exec, n_crystals, offsets));
+    DRUSE_REQUIRE(frac != nullptr || (exec->device == DRUSE_CPU && offsets[n_crystals] == 0));
     DRUSE_DISPATCH(radius_graph, n_crystals, offsets, frac, cells, options, edges);
 }
 
@@ -120,19 +130,13 @@ void druse_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out
 
 int32_t druse_normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                      int32_t width, float *out) {
-    if (const int32_t failure = check_exec(exec)) return failure;
-    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && valid_key(key) && out != nullptr);
-    DRUSE_REQUIRE(offsets == nullptr || valid_offsets(exec, n_crystals, offsets));
-    DRUSE_REQUIRE(within_blocks(exec, n_crystals, offsets, width));
+    if (const int32_t failure = check_draw(exec, key, n_crystals, offsets, width, out)) return failure;
     DRUSE_DISPATCH(normal, key, n_crystals, offsets, width, out);
 }
 
 int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                       int32_t width, double *out) {
-    if (const int32_t failure = check_exec(exec)) return failure;
-    DRUSE_REQUIRE(n_crystals >= 0 && width > 0 && valid_key(key) && out != nullptr);
-    DRUSE_REQUIRE(offsets == nullptr || valid_offsets(exec, n_crystals, offsets));
-    DRUSE_REQUIRE(within_blocks(exec, n_crystals, offsets, width));
+    if (const int32_t failure = check_draw(exec, key, n_crystals, offsets, width, out)) return failure;
     DRUSE_DISPATCH(uniform, key, n_crystals, offsets, width, out);
 }
 

@@ -1,7 +1,7 @@
 """Druse: crystal structures in bulk, to property targets.
 
-Public modules, in the order in which they build on one another: `errors`, `lattice`, `crystals`, `graphs`, `basis`,
-`noise`, `sampling`, `doctor`.
+Public modules, each to be imported by name, in the order in which they build on one another: `errors`, `lattice`,
+`crystals`, `elements`, `conditions`, `graphs`, `basis`, `noise`, `sampling`, `doctor`.
 """
 
 from druse.crystals import Crystals

@@ -103,6 +103,22 @@ def as_offsets(name: str, value: Any, total: int, items: str = "atoms") -> Offse
     return offsets
 
 
+def as_batch(frac: Any, cells: Any, offsets: Any) -> tuple[Frac, Cells, Offsets]:
+    """The three arrays of a batch of crystals as native code needs them.
+
+    Raises:
+        InputError: they are wrong or do not fit together.
+    """
+    cells_: Cells = as_array("cells", cells, np.float64, "crystals", 3, 3, hint="wrap a single cell as cells[None]")
+    frac_: Frac = as_array("frac", frac, np.float64, "atoms", 3)
+    offsets_ = as_offsets("offsets", offsets, len(frac_))
+    if len(offsets_) != len(cells_) + 1:
+        raise InputError(
+            f"`offsets` must have one entry more than there are cells, {len(cells_) + 1}, got {len(offsets_)}"
+        )
+    return frac_, cells_, offsets_
+
+
 def one_of(name: str, value: Any, allowed: dict[str, int]) -> int:
     """The number that a name stands for."""
     if not isinstance(value, str) or value not in allowed:
@@ -118,7 +134,7 @@ def number(
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     good = isinstance(value, kinds) and not isinstance(value, bool)
     # a Python integer may be too large for NumPy to ask whether it is finite
-    good = good and (isinstance(value, int) or bool(np.isfinite(value))) and bool(accept(value))
+    good = good and (abs(value) < 1e300 if isinstance(value, int) else bool(np.isfinite(value))) and bool(accept(value))
     if not good:
         advice = f"; {hint}" if hint else ""
         raise InputError(f"`{name}` must be {wanted}, got {value!r}{advice}")

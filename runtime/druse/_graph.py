@@ -9,18 +9,16 @@ import numpy as np
 from druse import _native
 from druse._arrays import (
     Bool,
-    Cells,
     Counts,
     Distance,
     EdgeIndex,
-    Frac,
     Image,
     Int32,
     Offsets,
     Status,
     UnitVector,
     as_array,
-    as_offsets,
+    as_batch,
     number,
 )
 from druse.errors import InputError
@@ -28,17 +26,18 @@ from druse.errors import InputError
 EDGE_LIMIT = np.iinfo(np.int32).max // 2
 """A mirror's index must fit int32."""
 
-NON_FINITE, SINGULAR, TOO_MANY_IMAGES, EDGE_OVERFLOW, DEGREE_OVERFLOW = (1 << k for k in range(5))
+NON_FINITE, SINGULAR, TOO_MANY_IMAGES, EDGE_OVERFLOW, DEGREE_OVERFLOW, OUT_OF_MEMORY = (1 << k for k in range(6))
 EMPTY, COINCIDENT, ISOLATED = (1 << k for k in range(8, 11))
-STOPPED = NON_FINITE | SINGULAR | TOO_MANY_IMAGES | EDGE_OVERFLOW | DEGREE_OVERFLOW
+STOPPED = NON_FINITE | SINGULAR | TOO_MANY_IMAGES | EDGE_OVERFLOW | DEGREE_OVERFLOW | OUT_OF_MEMORY
 """Status bits of a crystal without a complete graph; the others only inform."""
 
 _STATUS_TEXTS = {
-    NON_FINITE: "coordinates or cell are not finite (or beyond 1e8 cells)",
-    SINGULAR: "the cell is flat or zero",
-    TOO_MANY_IMAGES: "more than a million periodic images are within the cutoff",
+    NON_FINITE: "coordinates or cell are not finite, or too large (fractions beyond 1e8, cells beyond 1e15 Angstrom)",
+    SINGULAR: "the cell is flat or zero, its planes are closer than 0.01 Angstrom, or it is skewed beyond reason",
+    TOO_MANY_IMAGES: "too many periodic images are within the cutoff (more than 2^20, or 2^31 with all atoms)",
     EDGE_OVERFLOW: "its edges did not fit into the edge capacity",
     DEGREE_OVERFLOW: "an atom has more edges than the degree capacity",
+    OUT_OF_MEMORY: "memory for its graph could not be had",
     EMPTY: "it has no atoms",
     COINCIDENT: "two atoms are within 0.01 Angstrom of each other",
     ISOLATED: "an atom has no neighbour within the cutoff",
@@ -68,12 +67,13 @@ class Triplets(NamedTuple):
     id3_ca: EdgeIndex
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class GraphBuffers:
     """Arrays that `radius_graph` writes into, for callers that build a graph at every step.
 
     Half edge ``e`` and its mirror ``e + capacity`` keep their places whatever the number of edges; unused places hold
-    an edge of length ``cutoff`` from atom 0 to itself, on which the radial basis vanishes.
+    an edge of length ``cutoff`` from atom 0 to itself, on which the radial basis vanishes. The next graph built into
+    the same buffers overwrites the one before.
     """
 
     src: EdgeIndex
@@ -102,7 +102,7 @@ class GraphBuffers:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """Edges of a batch of crystals.
 
@@ -121,6 +121,7 @@ class Graph:
         counts: ``[crystals]``, the true numbers of (half) edges, also where a capacity was too small.
         status: ``[crystals]``, bits; 0 is a good crystal. See `describe` and `ok`.
         pad: the index in unused places of ``in_edge``: one past the last directed edge.
+        is_half: whether each undirected edge is stored once.
     """
 
     offsets: Offsets
@@ -137,6 +138,7 @@ class Graph:
     counts: Counts
     status: Status
     pad: int
+    is_half: bool
 
     @property
     def n_crystals(self) -> int:
@@ -152,11 +154,6 @@ class Graph:
     def n_edges(self) -> int:
         """Edges in use: half edges where ``is_half``."""
         return int(self.edge_offsets[-1])
-
-    @property
-    def is_half(self) -> bool:
-        """Whether each undirected edge is stored once."""
-        return self.mirror > 0
 
     @property
     def ok(self) -> Bool[np.ndarray, "crystals"]:
@@ -235,7 +232,7 @@ class Graph:
         Raises:
             InputError: wrong shapes, edges out of range, between crystals or out of order, or without length.
         """
-        frac_, cells_, offsets_ = check_crystals(frac, cells, offsets)
+        frac_, cells_, offsets_ = as_batch(frac, cells, offsets)
         src_: EdgeIndex = as_array("src", src, np.int32, "edges")
         dst_: EdgeIndex = as_array("dst", dst, np.int32, len(src_))
         image_: Image = as_array("image", image, np.int32, len(src_), 3)
@@ -248,9 +245,10 @@ class Graph:
             raise InputError("`src` and `dst` of an edge must lie in the same crystal; check the offsets")
         if np.any(np.diff(crystal) < 0):
             raise InputError("edges must be sorted by crystal; sort them by `dst` first")
-        for name, values in (("frac", frac_), ("cells", cells_)):
-            if not np.isfinite(values).all():
-                raise InputError(f"`{name}` must be finite where edges are given, got NaN or infinity")
+        if not np.isfinite(cells_[crystal]).all():
+            raise InputError("`cells` must be finite where edges are given, got NaN or infinity")
+        if not (np.isfinite(frac_[src_]).all() and np.isfinite(frac_[dst_]).all()):
+            raise InputError("`frac` must be finite where edges are given, got NaN or infinity")
         vector = np.einsum("ei,eij->ej", frac_[dst_] - frac_[src_] - image_, cells_[crystal])
         distance = np.linalg.norm(vector, axis=1)
         if np.any(~(distance > 0)):
@@ -281,22 +279,6 @@ def no_incidence() -> tuple[Any, Any, Any]:
     return np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32)
 
 
-def check_crystals(frac: Any, cells: Any, offsets: Any) -> tuple[Frac, Cells, Offsets]:
-    """The three arrays of a batch as native code needs them.
-
-    Raises:
-        InputError: they are wrong or do not fit together.
-    """
-    cells_: Cells = as_array("cells", cells, np.float64, "crystals", 3, 3, hint="wrap a single cell as cells[None]")
-    frac_: Frac = as_array("frac", frac, np.float64, "atoms", 3)
-    offsets_ = as_offsets("offsets", offsets, len(frac_))
-    if len(offsets_) != len(cells_) + 1:
-        raise InputError(
-            f"`offsets` must have one entry more than there are cells, {len(cells_) + 1}, got {len(offsets_)}"
-        )
-    return frac_, cells_, offsets_
-
-
 def with_incidence(
     buffers: GraphBuffers,
     offsets: Offsets,
@@ -316,6 +298,11 @@ def with_incidence(
         ends: Sequence[EdgeIndex] = (buffers.dst, buffers.src) if half else (buffers.dst,)
         degrees = np.sum([np.bincount(e, minlength=n_atoms) for e in ends], axis=0)
         most = int(degrees.max(initial=0))
+        if n_atoms * most > np.iinfo(np.int32).max:
+            raise InputError(
+                f"the incidence table of {n_atoms:,} atoms with up to {most:,} edges has more than 2^31 places; use a "
+                "smaller `cutoff`, `max_neighbors` or batch, or incidence=False"
+            )
         in_edge = np.empty((n_atoms, most), np.int32)
         degree = np.empty(n_atoms, np.int32)
         slot = np.empty(mirror + capacity, np.int32)
@@ -334,6 +321,19 @@ def with_incidence(
         *map(_native.pointer, (in_edge, slot, degree, status)),
     )
     return Graph(
-        offsets, edge_offsets, buffers.src, buffers.dst, buffers.image, buffers.distance, buffers.unit, mirror,
-        in_edge, degree, slot, counts, status, pad,
-    )  # fmt: skip
+        offsets=offsets.copy(),  # the caller's array may change later
+        edge_offsets=edge_offsets,
+        src=buffers.src,
+        dst=buffers.dst,
+        image=buffers.image,
+        distance=buffers.distance,
+        unit=buffers.unit,
+        mirror=mirror,
+        in_edge=in_edge,
+        degree=degree,
+        slot=slot,
+        counts=counts,
+        status=status,
+        pad=pad,
+        is_half=half,
+    )

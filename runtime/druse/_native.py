@@ -124,16 +124,16 @@ def library() -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))
         version = loaded.druse_abi_version()
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.restype = result
+            function.argtypes = arguments
     except (OSError, AttributeError) as error:
         raise NativeLibraryError(f"{path.name} cannot be loaded: {error}; install Druse again") from error
     if version != ABI_VERSION:
         raise NativeLibraryError(
             f"{path.name} has interface version {version}, this package needs {ABI_VERSION}; install Druse again"
         )
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype = result
-        function.argtypes = arguments
     return loaded
 
 
@@ -141,8 +141,8 @@ def cpu(n_threads: int = 0, isa: str = "best") -> Exec:
     """Run on the CPU, on ``n_threads`` threads (0: every core)."""
     if isa not in ISAS:
         raise InputError(f"`isa` must be one of {', '.join(map(repr, ISAS))}, got {isa!r}")
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int | np.integer) or not 0 <= n_threads < 2**15:
-        raise InputError(f"`n_threads` must be a whole number from 0 (every core) up, got {n_threads!r}")
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int | np.integer) or not 0 <= n_threads <= 256:
+        raise InputError(f"`n_threads` must be a whole number from 0 (every core) to 256, got {n_threads!r}")
     return Exec(0, int(n_threads), ISAS[isa], 0, None)
 
 

@@ -7,6 +7,7 @@ line of JSON: ``{"detail": ...}`` where the backend ran a model and gave the rig
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -32,6 +33,19 @@ def doubling_model() -> bytes:
     return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
 
 
+NO_DEVICE = 3
+"""Exit code of a probe that finds no device to run on."""
+
+
+class NoDeviceError(Exception):
+    """The machine has no device of this kind; nothing is broken."""
+
+
+def _need_gpu() -> None:
+    if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")):
+        raise NoDeviceError("this machine has no NVIDIA GPU")
+
+
 def _run(session: Any) -> None:
     import numpy as np
 
@@ -48,6 +62,7 @@ def _ort_cpu() -> str:
 
 
 def _ort_cuda() -> str:
+    _need_gpu()
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):
@@ -75,6 +90,7 @@ def _ort_openvino() -> str:
 
 
 def _tensorrt() -> str:
+    _need_gpu()
     import tensorrt
 
     if tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)) is None:
@@ -87,10 +103,10 @@ def _cuda() -> str:
 
     library = _native.library()
     if not library.druse_has_cuda():
-        raise RuntimeError("this build has no CUDA kernels; install where nvcc is found")
+        raise NoDeviceError("this build has no CUDA kernels; install where nvcc is found")
     count = library.druse_cuda_devices()
     if count == 0:
-        raise RuntimeError("no CUDA device answers; check the driver with nvidia-smi")
+        raise NoDeviceError("no CUDA device answers; check the driver with nvidia-smi")
     return f"{count} device{'s' if count > 1 else ''}"
 
 
@@ -105,7 +121,12 @@ PROBES: dict[str, Callable[[], str]] = {
 
 def main(name: str) -> int:
     """Run one probe and print its answer."""
-    sys.stdout.write(json.dumps({"detail": PROBES[name]()}) + "\n")
+    try:
+        detail = PROBES[name]()
+    except NoDeviceError as error:
+        sys.stderr.write(f"{error}\n")
+        return NO_DEVICE
+    sys.stdout.write(json.dumps({"detail": detail}) + "\n")
     return 0
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from druse._arrays import Cells, Counts, Frac, Offsets, Species, as_array, as_offsets
+from druse._arrays import Cells, Counts, Frac, Offsets, Species, as_array, as_batch
 from druse.errors import InputError
 
 __all__ = ["Crystals"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Crystals:
-    """A batch of crystals in CSR form; one crystal is a batch of one.
+    """A batch of crystals in CSR form; one crystal is a batch of one. Its arrays are read-only.
 
     Attributes:
         frac: ``[atoms, 3]`` float64 fractional coordinates.
@@ -32,16 +32,14 @@ class Crystals:
     species: Species
 
     def __post_init__(self) -> None:
-        frac = as_array("frac", self.frac, np.float64, "atoms", 3)
-        cells = as_array("cells", self.cells, np.float64, "crystals", 3, 3, hint="wrap a single cell as cells[None]")
-        offsets = as_offsets("offsets", self.offsets, len(frac))
+        frac, cells, offsets = as_batch(self.frac, self.cells, self.offsets)
         species = as_array("species", self.species, np.int32, len(frac))
-        if len(offsets) != len(cells) + 1:
-            raise InputError(f"`offsets` must have {len(cells) + 1} entries for {len(cells)} cells, got {len(offsets)}")
         if len(species) and not (species.min() >= 0 and species.max() <= 118):
             raise InputError(f"`species` must be atomic numbers, got {species.min()} to {species.max()}")
         for name, value in (("frac", frac), ("cells", cells), ("offsets", offsets), ("species", species)):
-            object.__setattr__(self, name, value)
+            read_only = value.view()
+            read_only.flags.writeable = False
+            object.__setattr__(self, name, read_only)
 
     def __len__(self) -> int:
         return len(self.cells)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from druse import _native
-from druse._probes import PROBES
+from druse._probes import NO_DEVICE, PROBES
 from druse.errors import NativeLibraryError
 from druse.graphs import radius_graph
 
@@ -133,7 +133,7 @@ def _try_backend(name: str, packages: dict[str, str], timeout: float) -> Backend
     if child.returncode < 0:
         return Backend(name, "broken", f"its test was killed by signal {-child.returncode}")
     last = [line for line in child.stderr.splitlines() if line.strip()][-1:] or ["its test failed without a word"]
-    state = "unavailable" if name == "cuda-kernels" else "broken"
+    state = "unavailable" if child.returncode == NO_DEVICE else "broken"
     return Backend(name, state, re.sub(r"^[\w.]*(Error|Exception|Warning): ", "", last[0].strip()))
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from druse import _native
-from druse._arrays import Cells, Offsets, number, one_of, output
+from druse._arrays import Cells, Offsets, as_batch, number, one_of, output
 from druse._graph import (
     COINCIDENT,
     DEGREE_OVERFLOW,
@@ -28,6 +28,7 @@ from druse._graph import (
     EMPTY,
     ISOLATED,
     NON_FINITE,
+    OUT_OF_MEMORY,
     SINGULAR,
     STOPPED,
     TOO_MANY_IMAGES,
@@ -35,7 +36,6 @@ from druse._graph import (
     Graph,
     GraphBuffers,
     Triplets,
-    check_crystals,
     describe_status,
     no_incidence,
     with_incidence,
@@ -49,6 +49,7 @@ __all__ = [
     "EMPTY",
     "ISOLATED",
     "NON_FINITE",
+    "OUT_OF_MEMORY",
     "SHELL_TOLERANCE",
     "SINGULAR",
     "STOPPED",
@@ -113,7 +114,7 @@ def radius_graph(
             that run from a lower to a higher index; the result depends on the order of atoms. ``union``: half edges,
             every pair that either end chose.
         shell_tolerance: in ``exact`` mode keep all within this distance (Angstrom) of the K-th; None: exactly K,
-            equal distances in order of source.
+            equal distances in order of source. ``upstream`` mode has no tolerance.
         incidence: build ``in_edge``, ``degree`` and ``slot`` too.
         out: arrays to write into; then a crystal that does not fit gets a status bit, instead of a larger array.
         n_threads: 0 for every core. The result is the same on any number.
@@ -127,7 +128,7 @@ def radius_graph(
         InputError: an argument has the wrong shape, type or range.
         DeviceError: the processor lacks ``isa``.
     """
-    frac_, cells_, offsets_ = check_crystals(frac, cells, offsets)
+    frac_, cells_, offsets_ = as_batch(frac, cells, offsets)
     cutoff = number("cutoff", cutoff, "a distance in Angstrom above 0 and below 1e6", lambda v: 0 < v < 1e6)
     limit = _NO_LIMIT
     if max_neighbors is not None:
@@ -197,9 +198,22 @@ def radius_graph(
     if not incidence:
         mirror = len(buffers.src) if half else 0
         return Graph(
-            offsets_, edge_offsets, buffers.src, buffers.dst, buffers.image, buffers.distance, buffers.unit, mirror,
-            *no_incidence(), counts, status, mirror + len(buffers.src),
-        )  # fmt: skip
+            offsets=offsets_.copy(),
+            edge_offsets=edge_offsets,
+            src=buffers.src,
+            dst=buffers.dst,
+            image=buffers.image,
+            distance=buffers.distance,
+            unit=buffers.unit,
+            mirror=mirror,
+            in_edge=np.zeros((0, 0), np.int32),
+            degree=np.zeros(0, np.int32),
+            slot=np.zeros(0, np.int32),
+            counts=counts,
+            status=status,
+            pad=mirror + len(buffers.src),
+            is_half=half,
+        )
     return with_incidence(
         buffers, offsets_, edge_offsets, counts, status, half=half, preallocated=out is not None, exec_=exec_
     )

@@ -51,8 +51,9 @@ def _key(seed: int, purpose: int, step: int, crystal_ids: Any) -> tuple[_native.
 def _rows(offsets: Any | None, n_crystals: int) -> tuple[Offsets | None, int]:
     if offsets is None:
         return None, n_crystals
-    given: Offsets = as_array("offsets", offsets, np.int64, "crystals + 1")
-    checked = as_offsets("offsets", given, int(given[-1]) if len(given) else 0, "rows")
+    given = np.asarray(offsets).ravel()
+    total = given[-1] if given.size and given.dtype.kind in "iu" else 0
+    checked = as_offsets("offsets", offsets, int(total), "rows")
     if len(checked) != n_crystals + 1:
         raise InputError(
             f"`offsets` must have {n_crystals + 1} entries for {n_crystals} crystal ids, got {len(checked)}"
@@ -85,7 +86,7 @@ def normal(
     n_threads: int = 1,
     isa: str = "best",
 ) -> Float32[np.ndarray, "rows width"]:
-    """Standard normal draws (Box-Muller, 32-bit words, largest magnitude 6.7).
+    """Standard normal draws (Box-Muller, 32-bit words, largest magnitude 6.77).
 
     Args:
         seed: the run's, 0 to 2^64 - 1.

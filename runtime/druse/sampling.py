@@ -19,7 +19,6 @@ import numpy as np
 from druse import _native
 from druse._arrays import (
     AtomVector,
-    Cells,
     Float32,
     Frac,
     Latents,
@@ -28,7 +27,7 @@ from druse._arrays import (
     SpeciesMask,
     Status,
     as_array,
-    as_offsets,
+    as_batch,
     number,
 )
 from druse.errors import InputError
@@ -94,13 +93,13 @@ def langevin_update(
         isa: instruction set, for tests.
 
     Returns:
-        The new state. A crystal with a score or logit that is not finite keeps its old state and says so.
+        The new state. A crystal with a number that is not finite, or that would be moved beyond 1e8 cells, keeps its
+        old state and says so.
 
     Raises:
         InputError: an argument of the wrong shape, type or range.
     """
-    cells_: Cells = as_array("cells", cells, np.float64, "crystals", 3, 3, hint="wrap a single cell as cells[None]")
-    frac_: Frac = as_array("frac", frac, np.float64, "atoms", 3)
+    frac_, cells_, offsets_ = as_batch(frac, cells, offsets)
     species_: Species = as_array("species", species, np.int32, len(frac_))
     if in_place and (
         frac_ is not frac or species_ is not species or not (frac_.flags.writeable and species_.flags.writeable)
@@ -110,9 +109,6 @@ def langevin_update(
         )
     if not in_place:
         frac_, species_ = frac_.copy(), species_.copy()
-    offsets_ = as_offsets("offsets", offsets, len(frac_))
-    if len(offsets_) != len(cells_) + 1:
-        raise InputError(f"`offsets` must have {len(cells_) + 1} entries for {len(cells_)} cells, got {len(offsets_)}")
     score_: AtomVector = as_array("score", score, np.float32, len(frac_), 3)
     drift = number("drift", drift, "a finite number", lambda _: True)
     diffusion = number("diffusion", diffusion, "a finite number", lambda _: True)
@@ -189,7 +185,8 @@ def ddpm_update(
         isa: instruction set, for tests.
 
     Returns:
-        The new latents and a status word for each. A latent with an ``eps`` that is not finite keeps its old value.
+        The new latents and a status word for each. A latent with a number that is not finite, or
+        that would get one, keeps its old value.
 
     Raises:
         InputError: an argument of the wrong shape, type or range.

@@ -18,8 +18,9 @@ def build(folder: Path, *definitions: str) -> None:
 
 
 @pytest.mark.slow
-def test_cpp_tests_pass_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    build(tmp_path, "-DDRUSE_CUDA=OFF", "-DDRUSE_TESTS=ON", "-DDRUSE_SANITIZE=address,undefined")
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_cpp_tests_pass_under_sanitizers(tmp_path: Path, sanitizers: str) -> None:
+    build(tmp_path, "-DDRUSE_CUDA=OFF", "-DDRUSE_TESTS=ON", f"-DDRUSE_SANITIZE={sanitizers}")
     result = subprocess.run(
         ["ctest", "--test-dir", str(tmp_path), "--output-on-failure"], capture_output=True, text=True
     )

@@ -140,3 +140,13 @@ def test_a_chain_from_noise_with_a_perfect_network_is_the_data() -> None:
         )  # fmt: skip
         assert not status.any()
     np.testing.assert_allclose(z, np.broadcast_to(goal, z.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [4, 600])
+def test_an_update_that_overflows_is_not_taken(width: int) -> None:
+    z = np.ones((2, width), np.float32)
+    z[0, -1] = 3e38
+    updated, status = ddpm_update(z, np.zeros_like(z), alpha=0.01, alpha_bar=0.5, noise_scale=0.0)
+    assert status.tolist() == [NON_FINITE, 0]
+    np.testing.assert_array_equal(updated[0], z[0])
+    np.testing.assert_allclose(updated[1], 10.0, rtol=1e-6)

@@ -315,3 +315,25 @@ def test_no_number_breaks_it(mode: str, frac: np.ndarray, cell: np.ndarray, wild
         np.testing.assert_allclose(np.linalg.norm(graph.unit[own], axis=1), 1.0, atol=1e-5)
         described = describe_status(int(graph.status[1]))
         assert len(described) == int(graph.status[1]).bit_count()
+
+
+@pytest.mark.parametrize("fraction", [2000.0, 2001.0])
+def test_padding_images_never_meet_an_atom(fraction: float) -> None:
+    frac = np.array([[fraction] * 3, [0.0] * 3])
+    graph = radius_graph(frac, np.eye(3)[None] * 5e14, [0, 2], cutoff=6.0, max_neighbors=20, mode="upstream")
+    assert graph.status.tolist() == [ISOLATED]
+
+
+def test_a_half_graph_without_edges_is_still_one() -> None:
+    graph = radius_graph(
+        np.zeros((1, 3)), np.eye(3)[None] * 50, [0, 1], cutoff=6.0, max_neighbors=9, symmetrise="union"
+    )
+    assert graph.is_half
+    assert graph.n_edges == 0
+
+
+def test_a_graph_does_not_follow_changes_of_its_inputs() -> None:
+    offsets = np.array([0, 1])
+    graph = radius_graph(np.zeros((1, 3)), np.eye(3)[None] * 3, offsets, cutoff=4.0, max_neighbors=9)
+    offsets[1] = 77
+    assert graph.n_atoms == 1

@@ -276,3 +276,15 @@ def test_no_crystals_and_empty_crystals() -> None:
         state = langevin_update(nothing, cells, offsets, [], nothing, drift=1.0, diffusion=1.0, noise=nothing)
         assert state.frac.shape == (0, 3)
         assert not state.status.any()
+
+
+@pytest.mark.parametrize(("score", "drift"), [([3e30, 1e30, 2e30], 1.0), ([1.0, -1.0, 1.0], 1e300)])
+def test_a_step_that_leaves_all_bounds_is_not_taken(score: list[float], drift: float) -> None:
+    frac = np.array([[0.3] * 3, [0.6] * 3, [0.2] * 3])
+    scores = np.array([[0.0] * 3, score, [0.0] * 3], np.float32)
+    state = langevin_update(
+        frac, np.eye(3)[None].repeat(2, 0) * 4, [0, 2, 3], [1, 2, 3], scores,
+        drift=drift, diffusion=0.0, noise=np.zeros((3, 3), np.float32),
+    )  # fmt: skip
+    assert state.status.tolist() == [NON_FINITE, 0]
+    np.testing.assert_array_equal(state.frac, frac)

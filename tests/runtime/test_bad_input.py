@@ -65,7 +65,7 @@ GRAPH_CASES: list[Case] = [
       (-0.1, 1.5, np.nan, np.inf, "1e-3", False)),
     *(("mode", v, r"must be one of 'exact', 'upstream', got ") for v in ("Exact", "", 0, None, b"exact", ["exact"])),
     *(("symmetrise", v, r"must be one of 'none', 'upstream', 'union', got ") for v in ("both", None, False, 1)),
-    *(("n_threads", v, r"must be a whole number from 0 \(every core\) up, got ") for v in (-1, 2.0, True, "2", 2**31)),
+    *(("n_threads", v, r"must be a whole number from 0 \(every core\) to 256, got ") for v in (-1, 2.0, True, "2")),
     *(("isa", v, r"must be one of 'best', 'baseline', 'avx2', 'avx512', got ") for v in ("sse", None, 2)),
     ("out", "yes", r"must come from GraphBuffers.allocate, got str"),
     ("out", GraphBuffers.allocate(6, 100, 20), r"must be allocated for the batch's 7 atoms, got 6"),

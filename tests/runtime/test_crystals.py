@@ -63,7 +63,9 @@ def test_values_do_not_change() -> None:
         whole.frac = whole.frac + 1  # type: ignore[misc]
     moved = whole.replace(frac=whole.frac + 0.25)
     np.testing.assert_array_equal(moved.frac, whole.frac + 0.25)
-    assert moved.cells is whole.cells
+    assert np.shares_memory(moved.cells, whole.cells)
+    with pytest.raises(ValueError, match="read-only"):
+        whole.cells[0, 0, 0] = 1.0
     with pytest.raises(InputError, match="`frac`"):
         whole.replace(frac=whole.frac[:, :2])
     with pytest.raises(InputError, match="`offsets` must end at the number of atoms"):

@@ -78,28 +78,28 @@ def test_which_wheels_clash(names: list[str], clashes: bool) -> None:
 
 
 def test_a_backend_that_fails_is_broken_and_says_why(tmp_path: Path) -> None:
-    install(tmp_path, "tensorrt", "raise RuntimeError('libnvinfer is missing')\n")
+    install(tmp_path, "onnxruntime-ep-openvino", "raise RuntimeError('libopenvino is missing')\n")
     result = run_doctor("--json", packages=tmp_path)
     assert result.returncode == 1
     report = json.loads(result.stdout)
-    (tensorrt,) = [backend for backend in report["backends"] if backend["name"] == "tensorrt"]
-    assert tensorrt["state"] == "broken"
-    assert "libnvinfer is missing" in tensorrt["detail"]
-    assert any("tensorrt" in problem["text"] for problem in report["problems"])
+    (openvino,) = [backend for backend in report["backends"] if backend["name"] == "ort-openvino"]
+    assert openvino["state"] == "broken"
+    assert "libopenvino is missing" in openvino["detail"]
+    assert any("ort-openvino" in problem["text"] for problem in report["problems"])
 
 
 def test_a_backend_that_kills_its_process_does_not_kill_the_doctor(tmp_path: Path) -> None:
-    install(tmp_path, "tensorrt", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    install(tmp_path, "onnxruntime-ep-openvino", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     result = run_doctor("--json", packages=tmp_path)
-    (tensorrt,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "tensorrt"]
-    assert tensorrt == {"name": "tensorrt", "state": "broken", "detail": "its test was killed by signal 11"}
+    (openvino,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "ort-openvino"]
+    assert openvino == {"name": "ort-openvino", "state": "broken", "detail": "its test was killed by signal 11"}
 
 
 def test_a_backend_that_hangs_is_given_up(tmp_path: Path) -> None:
-    install(tmp_path, "tensorrt", "import time\ntime.sleep(600)\n")
+    install(tmp_path, "onnxruntime-ep-openvino", "import time\ntime.sleep(600)\n")
     result = run_doctor("--json", "--timeout", "8", packages=tmp_path)
-    (tensorrt,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "tensorrt"]
-    assert tensorrt["detail"] == "no answer within 8 s"
+    (openvino,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "ort-openvino"]
+    assert openvino["detail"] == "no answer within 8 s"
 
 
 def test_the_hand_encoded_model_is_a_model() -> None:
@@ -113,3 +113,23 @@ def test_version_and_help() -> None:
     assert version.stdout.startswith("druse 0.")
     text = subprocess.run([sys.executable, "-m", "druse", "--help"], capture_output=True, text=True).stdout
     assert "doctor" in text
+
+
+def test_a_backend_without_a_device_is_unavailable_not_broken(tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has an NVIDIA GPU")
+    install(tmp_path, "tensorrt", "raise RuntimeError('imported')\n")
+    result = run_doctor("--json", packages=tmp_path)
+    assert result.returncode == 0
+    (tensorrt,) = [backend for backend in json.loads(result.stdout)["backends"] if backend["name"] == "tensorrt"]
+    assert tensorrt == {"name": "tensorrt", "state": "unavailable", "detail": "this machine has no NVIDIA GPU"}
+
+
+def test_errors_keep_their_brackets() -> None:
+    command = "import druse.cli._app as a; from druse.errors import InputError\n"
+    command += (
+        "def fail():\n    raise InputError('must have shape [3]; pip install druse[cpu]')\na.app = fail\na.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: must have shape [3]; pip install druse[cpu]\n"

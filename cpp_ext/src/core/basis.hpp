@@ -18,6 +18,13 @@ DRUSE_HD float gaussian(float d, float centre, float minus_half_inverse_variance
     return exp_f32(minus_half_inverse_variance * distance * distance);
 }
 
+// The unit vector of a directed edge; the mirror of edge e is e + mirror, and mirror is 0 where all edges are stored.
+DRUSE_HD void unit_of(const float *unit, int64_t mirror, int64_t edge, float *v) {
+    const bool flip = mirror > 0 && edge >= mirror;
+    const float *from = unit + 3 * (flip ? edge - mirror : edge);
+    for (int k = 0; k < 3; ++k) v[k] = flip ? -from[k] : from[k];
+}
+
 // l P_l = (2l - 1) c P_{l-1} - (l - 1) P_{l-2}
 DRUSE_HD float legendre_next(int l, float cosine, float previous, float before) {
     const float a = static_cast<float>(2 * l - 1) / static_cast<float>(l);

@@ -30,14 +30,19 @@ DRUSE_HD double invert(const double *m, double *inverse) {
     return determinant;
 }
 
-// frac' = wrap(frac + (drift score + diffusion noise) cell^-1), in float64.
-DRUSE_HD void langevin_atom(const double *inverse, double drift, double diffusion, const float *score,
-                            const float *noise, double *frac) {
+// frac + (drift score + diffusion noise) cell^-1, in float64, not yet wrapped. False where that leaves the 1e8 cells within
+// which a float64 fraction resolves an atom, or is not a number.
+DRUSE_HD bool langevin_atom(const double *inverse, double drift, double diffusion, const float *score,
+                            const float *noise, const double *frac, double *moved) {
     const double dx = drift * static_cast<double>(score[0]) + diffusion * static_cast<double>(noise[0]);
     const double dy = drift * static_cast<double>(score[1]) + diffusion * static_cast<double>(noise[1]);
     const double dz = drift * static_cast<double>(score[2]) + diffusion * static_cast<double>(noise[2]);
-    for (int k = 0; k < 3; ++k)
-        frac[k] = wrap(frac[k] + (dx * inverse[k] + dy * inverse[3 + k] + dz * inverse[6 + k]));
+    bool good = true;
+    for (int k = 0; k < 3; ++k) {
+        moved[k] = frac[k] + (dx * inverse[k] + dy * inverse[3 + k] + dz * inverse[6 + k]);
+        good &= __builtin_fabs(moved[k]) <= 1e8;
+    }
+    return good;
 }
 
 // 1 + the index of the largest allowed logit, the first of equals; 0 where none is allowed.

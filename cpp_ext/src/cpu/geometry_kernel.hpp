@@ -25,24 +25,24 @@ static void legendre(int64_t n_atoms, int64_t degree_capacity, int32_t n_spheric
     for (int64_t n = 0; n < n_atoms; ++n, in_edge += degree_capacity, out += block) {
         const int64_t d = degree[n] < degree_capacity ? degree[n] : degree_capacity;
         for (int64_t j = 0; j < d; ++j) {
-            const bool flip = mirror > 0 && in_edge[j] >= mirror;
-            const float *v = unit + 3 * (flip ? in_edge[j] - mirror : in_edge[j]);
-            x[j] = flip ? -v[0] : v[0];
-            y[j] = flip ? -v[1] : v[1];
-            z[j] = flip ? -v[2] : v[2];
+            float v[3];
+            unit_of(unit, mirror, in_edge[j], v);
+            x[j] = v[0], y[j] = v[1], z[j] = v[2];
         }
-        for (int64_t j = d; j < degree_capacity; ++j) x[j] = y[j] = z[j] = 0.0f;
         for (int64_t i = 0; i < d; ++i) {
-            float *p0 = out + i * n_spherical * degree_capacity, *p1 = p0 + degree_capacity;
-            for (int64_t j = 0; j < degree_capacity; ++j) p0[j] = j < d && j != i ? 1.0f : 0.0f;
-            if (n_spherical < 2) continue;
-            for (int64_t j = 0; j < degree_capacity; ++j)
-                p1[j] = p0[j] * ((x[i] * x[j] + y[i] * y[j]) + z[i] * z[j]);
-            for (int32_t l = 2; l < n_spherical; ++l) {
-                const float *before = p0 + (l - 2) * degree_capacity, *previous = before + degree_capacity;
-                float *next = p0 + l * degree_capacity;
-                for (int64_t j = 0; j < degree_capacity; ++j)
-                    next[j] = legendre_next(l, (x[i] * x[j] + y[i] * y[j]) + z[i] * z[j], previous[j], before[j]);
+            float *rows = out + i * n_spherical * degree_capacity;
+            for (int32_t l = 0; l < n_spherical; ++l) {
+                float *row = rows + l * degree_capacity;
+                const float *previous = row - degree_capacity, *before = previous - degree_capacity;
+                if (l == 0) {
+                    for (int64_t j = 0; j < d; ++j) row[j] = j != i ? 1.0f : 0.0f;
+                } else if (l == 1) {
+                    for (int64_t j = 0; j < d; ++j) row[j] = previous[j] * ((x[i] * x[j] + y[i] * y[j]) + z[i] * z[j]);
+                } else {
+                    for (int64_t j = 0; j < d; ++j)
+                        row[j] = legendre_next(l, (x[i] * x[j] + y[i] * y[j]) + z[i] * z[j], previous[j], before[j]);
+                }
+                for (int64_t j = d; j < degree_capacity; ++j) row[j] = 0.0f;
             }
         }
         memset(out + d * n_spherical * degree_capacity, 0,
@@ -57,12 +57,9 @@ static void force_sum(int64_t n_atoms, int64_t degree_capacity, const int32_t *i
         float sum[3] = {0.0f, 0.0f, 0.0f};
         for (int64_t k = 0; k < d; ++k) {
             const int64_t e = in_edge[k];
-            const bool flip = mirror > 0 && e >= mirror;
-            const float f = flip ? -force[e] : force[e];
-            const float *v = unit + 3 * (flip ? e - mirror : e);
-            sum[0] += f * v[0];
-            sum[1] += f * v[1];
-            sum[2] += f * v[2];
+            float v[3];
+            unit_of(unit, mirror, e, v);
+            for (int c = 0; c < 3; ++c) sum[c] += force[e] * v[c];
         }
         out[3 * n] = sum[0];
         out[3 * n + 1] = sum[1];

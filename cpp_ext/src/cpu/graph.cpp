@@ -48,7 +48,6 @@ int32_t radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *
                      const double *cells, const druse_graph_options *options, druse_edges *out) {
     const Kernels &kernel = kernels(exec->isa);
     std::atomic<int64_t> turn{0};
-    std::atomic<bool> out_of_memory{false};
     int64_t used = 0;  // touched only by the crystal whose turn it is
     out->edge_offsets[0] = 0;
     parallel(exec->n_threads, n_crystals, [&](int64_t b) {
@@ -57,8 +56,8 @@ int32_t radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *
         if (scratch == nullptr) scratch = new (std::nothrow) GraphScratch;
         if (scratch == nullptr || !kernel.graph(scratch, offsets[b + 1] - offsets[b], frac + 3 * offsets[b],
                                                 cells + 9 * b, options, &graph)) {
-            out_of_memory.store(true);
             graph = CrystalGraph();
+            graph.status = DRUSE_STATUS_OUT_OF_MEMORY;
         }
         for (int spins = 0; turn.load(std::memory_order_acquire) != b; ++spins)
             if (spins > 200) std::this_thread::yield();
@@ -76,7 +75,7 @@ int32_t radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *
             scratch = nullptr;
         }
     });
-    return out_of_memory.load() ? DRUSE_ERROR_MEMORY : DRUSE_OK;
+    return DRUSE_OK;
 }
 
 int32_t incidence(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets, const int64_t *edge_offsets,

@@ -3,7 +3,8 @@
 // Both modes scan (source, image) for each target in float32 and keep the K nearest. `upstream` stops there, in the
 // order of operations of CDVAE. `exact` first reduces the lattice, so that few images are in reach whatever cell
 // describes the crystal, gives every pair its minimum image, and lets float32 only propose: everything that float32
-// rounding could have kept or dropped wrongly is computed again in float64, which decides.
+// rounding could have kept or dropped wrongly is computed again in float64, which decides. (Only whether a pair coincides,
+// at 0.01 Angstrom, is left to float32.)
 #pragma once
 
 #include "../core/cell.hpp"
@@ -219,8 +220,9 @@ static inline bool list_images(GraphScratch *s, int64_t n, double cutoff, ExactC
             return true;
         }
     }
-    if (!s->double_images.reserve(4 * box) || !s->int_images.reserve(4 * box) ||
-        !s->float_images.reserve(3 * padded(box)))
+    const int64_t places = box < kMaxImages ? box : kMaxImages;
+    if (!s->double_images.reserve(4 * places) || !s->int_images.reserve(4 * places) ||
+        !s->float_images.reserve(3 * padded(places)))
         return false;
     x->shift = reinterpret_cast<Double4 *>(s->double_images.data);
     x->image = reinterpret_cast<Int4 *>(s->int_images.data);
@@ -234,13 +236,17 @@ static inline bool list_images(GraphScratch *s, int64_t n, double cutoff, ExactC
                 const double na = static_cast<double>(a), nb = static_cast<double>(b), nc = static_cast<double>(c);
                 const Double4 shift = (na * row0 + nb * row1) + nc * row2;
                 const Double4 squares = shift * shift;
+                if (!((squares[0] + squares[1]) + squares[2] <= farthest2)) continue;
+                if (m == kMaxImages) {
+                    *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
+                    return true;
+                }
                 x->shift[m] = shift;
-                x->image[m] = __builtin_convertvector((na * t0 + nb * t1) + nc * t2, Int4);
-                m += (squares[0] + squares[1]) + squares[2] <= farthest2;
+                x->image[m++] = __builtin_convertvector((na * t0 + nb * t1) + nc * t2, Int4);
             }
     x->m_padded = padded(m);
     x->image_bits = image_bits(n, x->m_padded);
-    if (m > kMaxImages || x->image_bits < 0) {
+    if (x->image_bits < 0) {
         *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
         return true;
     }

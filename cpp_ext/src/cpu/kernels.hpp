@@ -78,11 +78,11 @@ struct Kernels {
     // The edges of one crystal; false when memory ran out.
     bool (*graph)(GraphScratch *scratch, int64_t n_atoms, const double *frac, const double *cell,
                   const druse_graph_options *options, CrystalGraph *out);
-    // rows x width draws of one crystal
-    void (*normal)(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t purpose, int64_t n_rows, int32_t width,
-                   float *out);
+    // rows x width draws of one crystal, from a block on
+    void (*normal)(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t purpose, uint32_t first_block,
+                   int64_t n_rows, int32_t width, float *out);
     void (*ddpm)(int64_t count, float scale, float eps_scale, float noise_scale, const float *eps, const float *noise,
-                 float *z);
+                 const float *z, float *out);
     void (*radial_basis)(int64_t n_edges, const float *distance, float cutoff, int32_t n_radial, float *out);
     // `vectors` is working memory of 3 * degree_capacity
     void (*legendre)(int64_t n_atoms, int64_t degree_capacity, int32_t n_spherical, const int32_t *in_edge,

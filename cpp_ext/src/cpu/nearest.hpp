@@ -9,7 +9,7 @@ namespace druse {
 namespace DRUSE_ISA {
 
 constexpr float kCoincident2 = 1e-4f;  // (0.01 Angstrom)^2: such pairs have no edge in CDVAE, nor here
-constexpr float kFar = 1e18f;          // shift of a padding image: its squared distance overflows to infinity
+constexpr float kFar = __builtin_inff();  // shift of a padding image
 constexpr int kFew = 16;               // candidates left in the bracket when bisection ends
 
 static inline int64_t padded(int64_t n) { return (n + kWidth - 1) / kWidth * kWidth; }

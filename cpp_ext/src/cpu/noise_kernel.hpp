@@ -7,15 +7,15 @@
 namespace druse {
 namespace DRUSE_ISA {
 
-static void normal(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t purpose, int64_t n_rows, int32_t width,
-                   float *out) {
+static void normal(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t purpose, uint32_t first_block,
+                   int64_t n_rows, int32_t width, float *out) {
     constexpr int kChunk = 64;
     float value[4][kChunk];
     const int64_t blocks_per_row = (width + 3) / 4, n_blocks = n_rows * blocks_per_row;
     for (int64_t first = 0; first < n_blocks; first += kChunk) {
         const int length = n_blocks - first < kChunk ? static_cast<int>(n_blocks - first) : kChunk;
         for (int b = 0; b < length; ++b) {
-            const Normals n = normal_block(seed, crystal_id, step, purpose, static_cast<uint32_t>(first) + b);
+            const Normals n = normal_block(seed, crystal_id, step, purpose, first_block + static_cast<uint32_t>(first) + b);
             value[0][b] = n.n[0];
             value[1][b] = n.n[1];
             value[2][b] = n.n[2];
@@ -36,8 +36,8 @@ static void normal(uint64_t seed, uint64_t crystal_id, uint32_t step, uint32_t p
 }
 
 static void ddpm(int64_t count, float scale, float eps_scale, float noise_scale, const float *eps, const float *noise,
-                 float *z) {
-    for (int64_t i = 0; i < count; ++i) z[i] = ddpm_value(z[i], eps[i], noise[i], scale, eps_scale, noise_scale);
+                 const float *z, float *out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = ddpm_value(z[i], eps[i], noise[i], scale, eps_scale, noise_scale);
 }
 
 }  // namespace DRUSE_ISA

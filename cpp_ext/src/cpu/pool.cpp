@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -15,6 +16,8 @@
 
 namespace druse {
 namespace {
+
+constexpr int kMostThreads = 256;
 
 struct Loop {
     void (*task)(void *, int64_t);
@@ -83,19 +86,19 @@ class Pool {
 // Never destroyed: threads may outlive main. A forked child gets a new one, since no thread survives a fork.
 std::atomic<Pool *> current{nullptr};
 
-Pool &pool() {
+Pool *pool() {
     Pool *existing = current.load(std::memory_order_acquire);
-    if (existing != nullptr) return *existing;
-    Pool *fresh = new Pool;
-    if (current.compare_exchange_strong(existing, fresh)) {
+    if (existing != nullptr) return existing;
+    Pool *fresh = new (std::nothrow) Pool;
+    if (fresh != nullptr && current.compare_exchange_strong(existing, fresh)) {
 #if !defined(_WIN32)
-        static std::once_flag once;
-        std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); }); });
+        static std::atomic<bool> registered{false};
+        if (!registered.exchange(true)) pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
 #endif
-        return *fresh;
+        return fresh;
     }
     delete fresh;
-    return *existing;
+    return existing;
 }
 
 }  // namespace
@@ -112,8 +115,10 @@ int hardware_threads() {
 void parallel(int n_threads, int64_t count, void (*task)(void *, int64_t), void *context) {
     if (n_threads <= 0) n_threads = hardware_threads();
     if (n_threads > count) n_threads = static_cast<int>(count);
+    if (n_threads > kMostThreads) n_threads = kMostThreads;
     Loop loop{task, context, count};
-    if (n_threads <= 1 || !pool().run(n_threads - 1, loop)) loop.run();
+    Pool *helpers = n_threads > 1 ? pool() : nullptr;
+    if (helpers == nullptr || !helpers->run(n_threads - 1, loop)) loop.run();
 }
 
 }  // namespace druse

@@ -1,6 +1,4 @@
 // Noise and the sampler updates of a batch.
-#include <atomic>
-
 #include "../core/cell.hpp"
 #include "../core/philox.hpp"
 #include "../core/updates.hpp"
@@ -19,10 +17,7 @@ bool all_finite(const Real *values, int64_t count) {
     return residue == Real(0);
 }
 
-Buffer<float> &noise_of_thread() {
-    static thread_local Buffer<float> buffer;
-    return buffer;
-}
+constexpr int kPortion = 256;  // atoms, or numbers of a latent, whose noise is drawn at a time; a multiple of four
 
 int64_t first_row(const int64_t *offsets, int64_t b) { return offsets == nullptr ? b : offsets[b]; }
 
@@ -41,7 +36,7 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
     parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) {
             const int64_t row = first_row(offsets, b);
-            kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose, first_row(offsets, b + 1) - row,
+            kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose, 0, first_row(offsets, b + 1) - row,
                           width, out + row * width);
         }
     });
@@ -65,73 +60,82 @@ int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_cr
     return DRUSE_OK;
 }
 
+// Draws in portions on the stack, so that no update can run out of memory half-way. Two passes: the first only asks whether
+// every atom arrives somewhere, since a crystal that does not keeps its whole state.
 int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                  const double *cells, double drift, double diffusion, const float *score, const float *noise,
                  int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
                  uint32_t *status) {
     const Kernels &kernel = kernels(exec->isa);
-    std::atomic<bool> out_of_memory{false};
     const int64_t per_task = grain(offsets[n_crystals], n_crystals, logits == nullptr ? 32 : n_species);
     parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
-        Buffer<float> &drawn = noise_of_thread();
         for (int64_t b = begin; b < end; ++b) {
             const int64_t first = offsets[b], n = offsets[b + 1] - first;
-            const float *draws = noise == nullptr ? nullptr : noise + 3 * first;
-            if (!all_finite(cells + 9 * b, 9) || !all_finite(frac + 3 * first, 3 * n) ||
-                !all_finite(score + 3 * first, 3 * n) || (draws != nullptr && !all_finite(draws, 3 * n)) ||
-                (logits != nullptr && !all_finite(logits + first * n_species, n * n_species))) {
-                status[b] |= DRUSE_STATUS_NON_FINITE;
-                continue;
-            }
-            if (is_flat(cells + 9 * b)) {
+            const float *given = noise == nullptr ? nullptr : noise + 3 * first;
+            bool good = all_finite(cells + 9 * b, 9) && all_finite(frac + 3 * first, 3 * n) &&
+                        all_finite(score + 3 * first, 3 * n) && (given == nullptr || all_finite(given, 3 * n)) &&
+                        (logits == nullptr || all_finite(logits + first * n_species, n * n_species));
+            if (good && is_flat(cells + 9 * b)) {
                 status[b] |= DRUSE_STATUS_SINGULAR;
                 continue;
             }
             double inverse[9];
             invert(cells + 9 * b, inverse);
-            if (draws == nullptr) {
-                if (!drawn.reserve(3 * n)) {
-                    out_of_memory.store(true);
-                    continue;
+            for (int pass = 0; pass < 2 && good; ++pass)
+                for (int64_t start = 0; start < n && good; start += kPortion) {
+                    const int64_t count = n - start < kPortion ? n - start : kPortion;
+                    float drawn[3 * kPortion];
+                    const float *draws = given == nullptr ? drawn : given + 3 * start;
+                    if (given == nullptr)
+                        kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose,
+                                      static_cast<uint32_t>(start), count, 3, drawn);
+                    for (int64_t i = 0; i < count; ++i) {
+                        double *place = frac + 3 * (first + start + i), moved[3];
+                        good &= langevin_atom(inverse, drift, diffusion, score + 3 * (first + start + i),
+                                              draws + 3 * i, place, moved);
+                        for (int k = 0; k < 3 && pass == 1; ++k) place[k] = wrap(moved[k]);
+                    }
                 }
-                kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose, n, 3, drawn.data);
-                draws = drawn.data;
+            if (!good) {
+                status[b] |= DRUSE_STATUS_NON_FINITE;
+                continue;
             }
-            for (int64_t i = 0; i < n; ++i) {
-                langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), draws + 3 * i, frac + 3 * (first + i));
-                if (logits == nullptr) continue;
-                const int32_t chosen = argmax_species(n_species, logits + (first + i) * n_species,
+            for (int64_t i = first; i < first + n && logits != nullptr; ++i) {
+                const int32_t chosen = argmax_species(n_species, logits + i * n_species,
                                                       allowed == nullptr ? nullptr : allowed + b * n_species);
-                if (chosen > 0) species[first + i] = chosen;
+                if (chosen > 0) species[i] = chosen;
             }
         }
     });
-    return out_of_memory.load() ? DRUSE_ERROR_MEMORY : DRUSE_OK;
+    return DRUSE_OK;
 }
 
 int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
              double eps_scale, double noise_scale, const float *eps, const float *noise, float *z, uint32_t *status) {
     const Kernels &kernel = kernels(exec->isa);
-    std::atomic<bool> out_of_memory{false};
     parallel_ranges(exec->n_threads, n_crystals, grain(n_crystals, n_crystals, width), [&](int64_t begin, int64_t end) {
-        Buffer<float> &drawn = noise_of_thread();
-        if (noise == nullptr && !drawn.reserve(width)) {
-            out_of_memory.store(true);
-            return;
-        }
         for (int64_t b = begin; b < end; ++b) {
-            if (!all_finite(eps + b * width, width) || !all_finite(z + b * width, width) ||
-                (noise != nullptr && !all_finite(noise + b * width, width))) {
-                status[b] |= DRUSE_STATUS_NON_FINITE;
-                continue;
-            }
-            const float *draws = noise == nullptr ? drawn.data : noise + b * width;
-            if (noise == nullptr) kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose, 1, width, drawn.data);
-            kernel.ddpm(width, static_cast<float>(scale), static_cast<float>(eps_scale), static_cast<float>(noise_scale),
-                        eps + b * width, draws, z + b * width);
+            bool good = all_finite(eps + b * width, width) && all_finite(z + b * width, width) &&
+                        (noise == nullptr || all_finite(noise + b * width, width));
+            for (int pass = 0; pass < 2 && good; ++pass)
+                for (int32_t start = 0; start < width && good; start += kPortion) {
+                    const int32_t count = width - start < kPortion ? width - start : kPortion;
+                    float drawn[kPortion], next[kPortion];
+                    const float *draws = noise == nullptr ? drawn : noise + b * width + start;
+                    if (noise == nullptr)
+                        kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose,
+                                      static_cast<uint32_t>(start / 4), 1, count, drawn);
+                    kernel.ddpm(count, static_cast<float>(scale), static_cast<float>(eps_scale),
+                                static_cast<float>(noise_scale), eps + b * width + start, draws,
+                                z + b * width + start, next);
+                    if (width <= kPortion) pass = 1;  // one portion holds it all: no need to ask first
+                    good &= all_finite(next, count);
+                    if (pass == 1 && good) memcpy(z + b * width + start, next, static_cast<size_t>(count) * sizeof *z);
+                }
+            if (!good) status[b] |= DRUSE_STATUS_NON_FINITE;
         }
     });
-    return out_of_memory.load() ? DRUSE_ERROR_MEMORY : DRUSE_OK;
+    return DRUSE_OK;
 }
 
 }  // namespace cpu

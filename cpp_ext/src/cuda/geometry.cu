@@ -17,12 +17,6 @@ __global__ void radial_basis_kernel(int64_t count, const float *distance, float 
     out[index] = envelope(d) * gaussian(d, k / intervals, exponent);
 }
 
-__device__ void unit_of(const float *unit, int64_t mirror, int64_t edge, float *v) {
-    const bool flip = mirror > 0 && edge >= mirror;
-    const float *from = unit + 3 * (flip ? edge - mirror : edge);
-    for (int k = 0; k < 3; ++k) v[k] = flip ? -from[k] : from[k];
-}
-
 // A thread block for each atom, a thread for each pair of its edges.
 __global__ void legendre_kernel(int64_t degree_capacity, int32_t n_spherical, const int32_t *in_edge,
                                 const int32_t *degree, int64_t mirror, const float *unit, float *out) {

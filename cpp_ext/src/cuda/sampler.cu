@@ -67,15 +67,26 @@ __global__ void langevin_kernel(Key key, const int64_t *offsets, const double *c
     }
     double inverse[9];
     invert(cells + 9 * b, inverse);
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-        Normals drawn;
-        if (noise == nullptr) {
-            drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(i));
-        } else {
-            for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
+    // two passes: a crystal of which one atom arrives nowhere keeps its whole state
+    for (int pass = 0; pass < 2; ++pass) {
+        bool lost = false;
+        for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+            Normals drawn;
+            if (noise == nullptr) {
+                drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(i));
+            } else {
+                for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
+            }
+            double *place = frac + 3 * (first + i), moved[3];
+            lost |= !langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), drawn.n, place, moved);
+            for (int k = 0; k < 3 && pass == 1; ++k) place[k] = wrap(moved[k]);
         }
-        langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), drawn.n, frac + 3 * (first + i));
-        if (logits == nullptr) continue;
+        if (pass == 0 && __syncthreads_or(lost) != 0) {
+            if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
+            return;
+        }
+    }
+    for (int64_t i = threadIdx.x; i < n && logits != nullptr; i += blockDim.x) {
         const int32_t chosen = argmax_species(n_species, logits + (first + i) * n_species,
                                               allowed == nullptr ? nullptr : allowed + b * n_species);
         if (chosen > 0) species[first + i] = chosen;
@@ -92,13 +103,23 @@ __global__ void ddpm_kernel(Key key, int32_t width, float scale, float eps_scale
         if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
         return;
     }
-    for (int32_t k = threadIdx.x; 4 * k < width; k += blockDim.x) {
-        Normals drawn;
-        if (noise == nullptr)
-            drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
-        for (int lane = 0; lane < 4 && 4 * k + lane < width; ++lane) {
-            const int64_t i = row + 4 * k + lane;
-            z[i] = ddpm_value(z[i], eps[i], noise == nullptr ? drawn.n[lane] : noise[i], scale, eps_scale, noise_scale);
+    for (int pass = 0; pass < 2; ++pass) {
+        bool lost = false;
+        for (int32_t k = threadIdx.x; 4 * k < width; k += blockDim.x) {
+            Normals drawn;
+            if (noise == nullptr)
+                drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+            for (int lane = 0; lane < 4 && 4 * k + lane < width; ++lane) {
+                const int64_t i = row + 4 * k + lane;
+                const float draw = noise == nullptr ? drawn.n[lane] : noise[i];
+                const float next = ddpm_value(z[i], eps[i], draw, scale, eps_scale, noise_scale);
+                lost |= !isfinite(next);
+                if (pass == 1) z[i] = next;
+            }
+        }
+        if (pass == 0 && __syncthreads_or(lost) != 0) {
+            if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
+            return;
         }
     }
 }

@@ -33,7 +33,7 @@ class CGCNNSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         learning_rate: of Adam at its peak; it rises for a tenth of the steps and falls to zero along a cosine.
         weight_decay: of AdamW.
         seed: of the weights and the order of crystals.
-        ema: share of the averaged weights that stays at each step; 0 for none.
+        ema: share of the averaged weights that stays at each step, less in the first ones; 0 for none.
     """
 
     property: str
@@ -135,8 +135,15 @@ class CGCNNModule(lightning.LightningModule):
         super().__init__()
         self.settings, self.total_steps = settings, total_steps
         self.model = CGCNN(config)
-        average: Any = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
-        self.averaged = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            if not averaged.is_floating_point():
+                return current
+            # short memory at first, or the random start would stay in the average for thousands of steps
+            keep = min(settings.ema, (1 + float(count)) / (10 + float(count)))
+            return averaged.lerp(current, 1 - keep)
+
+        self.averaged = torch.optim.swa_utils.AveragedModel(self.model, avg_fn=average, use_buffers=True)
 
     def _loss(self, out: Tensor, target: Tensor) -> Tensor:
         if self.settings.task == "classification":
