@@ -20,6 +20,8 @@ _MARKS = {
 
 def _print(report: Report, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")  # a path is of use only when it is whole
     versions = ", ".join(f"{name} {version}" for name, version in report.packages.items())
     for name, value in (
         ("druse", f"{report.druse} on Python {report.python}, {report.platform}"),
