@@ -7,6 +7,7 @@ mapped to inert classes that only keep their state. Anything else is an error th
 
 import collections
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -116,6 +117,26 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _first_forbidden(path: Path) -> str | None:
+    """The first global that a bare pickle names and may not; read, not run, and only for the sake of the error."""
+    allowed = {name for _, name in _INERT}
+    strings: list[str] = []
+    try:
+        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+            if isinstance(argument, str) and "UNICODE" in operation.name:
+                strings.append(argument)
+            name = None
+            if operation.name == "GLOBAL":
+                name = str(argument).replace(" ", ".")
+            elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
+                name = ".".join(strings[-2:])
+            if name is not None and name not in allowed:
+                return name
+    except ValueError:  # no pickle after all
+        return None
+    return None
+
+
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint holds: tensors, plain values, and `Inert` objects.
 
@@ -131,8 +152,9 @@ def read_checkpoint(path: Path) -> Any:
             )  # of an unusual pickle protocol, which it then reads or refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}, which is not allowed" if named else "it is not made of tensors and plain values"
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        named = found[1] if found else _first_forbidden(path)
+        reason = f"it names {named}, which is not allowed" if named else "it is not made of tensors and plain values"
         raise InputError(f"{path.name} is refused, and nothing in it was run: {reason}") from error
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path.name} is not a checkpoint that can be read: {error}") from error
