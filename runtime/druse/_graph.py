@@ -255,7 +255,7 @@ class Graph:
             raise InputError(f"edge {int(np.argmax(~(distance > 0)))} has no length; leave out pairs that coincide")
         counts = np.bincount(crystal, minlength=len(cells_)).astype(np.int64)
         edge_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        return with_incidence(
+        return finished_graph(
             GraphBuffers(
                 src_,
                 dst_,
@@ -279,7 +279,7 @@ def no_incidence() -> tuple[Any, Any, Any]:
     return np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32)
 
 
-def with_incidence(
+def finished_graph(
     buffers: GraphBuffers,
     offsets: Offsets,
     edge_offsets: Offsets,
@@ -287,39 +287,31 @@ def with_incidence(
     status: Status,
     *,
     half: bool,
+    incidence: bool = True,
     preallocated: bool,
     exec_: _native.Exec,
 ) -> Graph:
     """The graph of edges that are known, with its incidence table; into the buffers' own where ``preallocated``."""
-    n_atoms, capacity = int(offsets[-1]), len(buffers.src)
+    capacity = len(buffers.src)
     mirror = capacity if half else 0
-    in_edge, slot, degree = buffers.in_edge, buffers.slot, buffers.degree
-    if not preallocated:
-        ends: Sequence[EdgeIndex] = (buffers.dst, buffers.src) if half else (buffers.dst,)
-        degrees = np.sum([np.bincount(e, minlength=n_atoms) for e in ends], axis=0)
-        most = int(degrees.max(initial=0))
-        if n_atoms * most > np.iinfo(np.int32).max:
-            raise InputError(
-                f"the incidence table of {n_atoms:,} atoms with up to {most:,} edges has more than 2^31 places; use a "
-                "smaller `cutoff`, `max_neighbors` or batch, or incidence=False"
-            )
-        in_edge = np.empty((n_atoms, most), np.int32)
-        degree = np.empty(n_atoms, np.int32)
-        slot = np.empty(mirror + capacity, np.int32)
-    else:
-        slot = slot[: mirror + capacity]
-        slot.fill(-1)
     pad = mirror + capacity
-    _native.call(
-        "druse_incidence",
-        exec_,
-        len(offsets) - 1,
-        *map(_native.pointer, (offsets, edge_offsets, buffers.src, buffers.dst)),
-        mirror,
-        in_edge.shape[1],
-        pad,
-        *map(_native.pointer, (in_edge, slot, degree, status)),
-    )
+    in_edge, slot, degree = no_incidence()
+    if incidence:
+        in_edge, slot, degree = buffers.in_edge, buffers.slot[:pad], buffers.degree
+        if preallocated:
+            slot.fill(-1)
+        else:
+            in_edge, slot, degree = _incidence_arrays(buffers, int(offsets[-1]), half)
+        _native.call(
+            "druse_incidence",
+            exec_,
+            len(offsets) - 1,
+            *map(_native.pointer, (offsets, edge_offsets, buffers.src, buffers.dst)),
+            mirror,
+            in_edge.shape[1],
+            pad,
+            *map(_native.pointer, (in_edge, slot, degree, status)),
+        )
     return Graph(
         offsets=offsets.copy(),  # the caller's array may change later
         edge_offsets=edge_offsets,
@@ -336,4 +328,21 @@ def with_incidence(
         status=status,
         pad=pad,
         is_half=half,
+    )
+
+
+def _incidence_arrays(buffers: GraphBuffers, n_atoms: int, half: bool) -> tuple[Any, Any, Any]:
+    """`in_edge`, `slot` and `degree` of the width that the edges need."""
+    ends: Sequence[EdgeIndex] = (buffers.dst, buffers.src) if half else (buffers.dst,)
+    degrees = np.sum([np.bincount(e, minlength=n_atoms) for e in ends], axis=0)
+    most = int(degrees.max(initial=0))
+    if n_atoms * most > np.iinfo(np.int32).max:
+        raise InputError(
+            f"the incidence table of {n_atoms:,} atoms with up to {most:,} edges has more than 2^31 places; use a "
+            "smaller `cutoff`, `max_neighbors` or batch, or incidence=False"
+        )
+    return (
+        np.empty((n_atoms, most), np.int32),
+        np.empty(len(ends) * len(buffers.src), np.int32),
+        np.empty(n_atoms, np.int32),
     )

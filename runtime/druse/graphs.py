@@ -37,8 +37,8 @@ from druse._graph import (
     GraphBuffers,
     Triplets,
     describe_status,
+    finished_graph,
     no_incidence,
-    with_incidence,
 )
 from druse.errors import InputError
 
@@ -195,27 +195,16 @@ def radius_graph(
             buffers.unit[:n],
             *no_incidence(),
         )
-    if not incidence:
-        mirror = len(buffers.src) if half else 0
-        return Graph(
-            offsets=offsets_.copy(),
-            edge_offsets=edge_offsets,
-            src=buffers.src,
-            dst=buffers.dst,
-            image=buffers.image,
-            distance=buffers.distance,
-            unit=buffers.unit,
-            mirror=mirror,
-            in_edge=np.zeros((0, 0), np.int32),
-            degree=np.zeros(0, np.int32),
-            slot=np.zeros(0, np.int32),
-            counts=counts,
-            status=status,
-            pad=mirror + len(buffers.src),
-            is_half=half,
-        )
-    return with_incidence(
-        buffers, offsets_, edge_offsets, counts, status, half=half, preallocated=out is not None, exec_=exec_
+    return finished_graph(
+        buffers,
+        offsets_,
+        edge_offsets,
+        counts,
+        status,
+        half=half,
+        incidence=incidence,
+        preallocated=out is not None,
+        exec_=exec_,
     )
 
 
