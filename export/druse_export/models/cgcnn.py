@@ -13,9 +13,9 @@ pooling            mean over the atoms of a crystal
 =================  ===============================================================
 """
 
-import dataclasses
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ from druse.errors import InputError
 from druse.graphs import Graph
 
 
-@dataclasses.dataclass(frozen=True)
-class CGCNNConfig:
+class CGCNNConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes; the defaults are the authors'. ``n_out`` is 1 for regression, the number of classes for classification."""
 
     task: Literal["regression", "classification"] = "regression"

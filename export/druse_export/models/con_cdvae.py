@@ -12,10 +12,10 @@ s_theta             ``score``: the decoder at a noise level
 ==================  ==========================================================
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,8 +28,7 @@ from druse_export.models.dimenet import DimeNet, DimeNetConfig, EncoderGeometry
 from druse_export.models.gemnet import GemNet, GemNetConfig, ScoreGeometry
 
 
-@dataclasses.dataclass(frozen=True)
-class ConCDVAEConfig:
+class ConCDVAEConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes and noise levels; the defaults are Con-CDVAE's. ``graph_mode`` is ``exact`` or ``upstream``."""
 
     conditions: tuple[Property, ...]
@@ -43,9 +42,9 @@ class ConCDVAEConfig:
     sigma_last: float = 0.01
     type_sigma_first: float = 5.0
     type_sigma_last: float = 0.01
-    graph_mode: str = "exact"
-    encoder: DimeNetConfig = dataclasses.field(default_factory=DimeNetConfig)
-    decoder: GemNetConfig = dataclasses.field(default_factory=GemNetConfig)
+    graph_mode: Literal["exact", "upstream"] = "exact"
+    encoder: DimeNetConfig = DimeNetConfig()
+    decoder: GemNetConfig = GemNetConfig()
 
 
 class HeadOutputs(NamedTuple):

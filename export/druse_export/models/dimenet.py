@@ -13,8 +13,9 @@ lin_sbf1, lin_sbf2                     the first acts on the radial half, the se
 =====================================  ===========================================================================
 """
 
-import dataclasses
+from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,8 +23,7 @@ from torch.nn import functional
 from druse_export.models.blocks import chain, gather
 
 
-@dataclasses.dataclass(frozen=True)
-class DimeNetConfig:
+class DimeNetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes of the encoder; the defaults are Con-CDVAE's."""
 
     hidden: int = 128
@@ -42,8 +42,7 @@ class DimeNetConfig:
     max_neighbors: int = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderGeometry:
+class EncoderGeometry(NamedTuple):
     """A graph of directed edges as tensors, with what the encoder needs of its geometry.
 
     Attributes:

@@ -17,9 +17,10 @@ F_ca                   sixteen channels summed over the output blocks, met by th
 The energy branch of GemNet is not used by Con-CDVAE and is left out.
 """
 
-import dataclasses
 import math
+from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,8 +28,7 @@ from torch.nn import functional
 from druse_export.models.blocks import INV_SQRT_2, Dense, Residual, chain, gather, he_orthogonal_, scaled_silu
 
 
-@dataclasses.dataclass(frozen=True)
-class GemNetConfig:
+class GemNetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes of the score network; the defaults are Con-CDVAE's."""
 
     latent: int = 256
@@ -51,8 +51,7 @@ class GemNetConfig:
     max_neighbors: int = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreGeometry:
+class ScoreGeometry(NamedTuple):
     """A graph of half edges as tensors, with what the network needs of its geometry.
 
     Attributes:

@@ -10,7 +10,8 @@ from scipy import optimize, special
 
 from druse import basis
 from druse._arrays import Float32, Float64, Offsets
-from druse.graphs import Graph
+from druse.crystals import Crystals
+from druse.graphs import Graph, Mode, Symmetrise, radius_graph
 from druse_export.models.dimenet import DimeNetConfig, EncoderGeometry
 from druse_export.models.gemnet import GemNetConfig, ScoreGeometry
 
@@ -18,6 +19,28 @@ from druse_export.models.gemnet import GemNetConfig, ScoreGeometry
 def crystal_of_atom(offsets: Offsets) -> torch.Tensor:
     """The crystal of each atom of a CSR batch."""
     return torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))
+
+
+def score_graph(crystals: Crystals, config: GemNetConfig, *, mode: Mode = "exact") -> Graph:
+    """The decoder's graph of half edges: in ``exact`` mode every pair that either end chose."""
+    return _graph(crystals, config, mode, "union" if mode == "exact" else "upstream")
+
+
+def encoder_graph(crystals: Crystals, config: DimeNetConfig, *, mode: Mode = "exact") -> Graph:
+    """The encoder's graph: in ``exact`` mode every pair that either end chose, in ``upstream`` mode directed edges."""
+    return _graph(crystals, config, mode, "union" if mode == "exact" else "none")
+
+
+def _graph(crystals: Crystals, config: GemNetConfig | DimeNetConfig, mode: Mode, symmetrise: Symmetrise) -> Graph:
+    return radius_graph(
+        crystals.frac,
+        crystals.cells,
+        crystals.offsets,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+        mode=mode,
+        symmetrise=symmetrise,
+    )
 
 
 def score_geometry(graph: Graph, config: GemNetConfig) -> ScoreGeometry:

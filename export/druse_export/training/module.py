@@ -1,0 +1,156 @@
+"""What the trainings of Con-CDVAE share: averaged weights, optimiser and schedule, logs, and the run's folder."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning
+import msgspec
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor, nn
+
+from druse.errors import InputError
+from druse_export.training.average import Average
+from druse_export.training.settings import Machine, Settings
+
+Module = TypeVar("Module", bound="TrainingModule")
+
+
+class TrainingModule(lightning.LightningModule):
+    """A model, its averaged twin, and how both move."""
+
+    def __init__(self, settings: Settings, model: nn.Module) -> None:
+        super().__init__()
+        self.settings: Any = settings
+        self.model: Any = model
+        self.averaged = Average(model, settings.ema)
+
+    @contextlib.contextmanager
+    def seeded(self, step: int) -> Iterator[None]:
+        """PyTorch's own draws (dropout) from seed and step alone; the caller's state is left as it was."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.settings.seed + 1_000_003 * step + self.global_rank)
+            yield
+
+    def on_train_batch_end(self, *_arguments: Any) -> None:
+        """Moves the averaged weights."""
+        self.averaged.update(self.model)
+
+    def _log(self, part: str, values: Mapping[str, Tensor], n: int) -> None:
+        for name, value in values.items():
+            self.log(
+                f"{part}_{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                batch_size=n,
+                sync_dist=part == "val",
+                prog_bar=name in ("loss", "coordinates"),
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Adam with the schedule of the settings."""
+        settings = self.settings
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        if settings.schedule == "constant":
+            return optimizer
+        if settings.schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer,
+                factor=settings.plateau_factor,
+                patience=settings.plateau_patience,
+                min_lr=settings.learning_rate_last,
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        total = int(self.trainer.estimated_stepping_batches)
+        last = settings.learning_rate_last / settings.learning_rate
+
+        def factor(step: int) -> float:
+            if step < settings.warmup_steps:
+                return (step + 1) / settings.warmup_steps
+            progress = min(1.0, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+            return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    settings: Settings,
+    folder: Path,
+    build: Callable[[], Module],
+    loaders: Callable[[int, int], tuple[Any, Any]],
+    *,
+    machine: Machine | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Module:
+    """Train, or go on from the last checkpoint in ``folder``.
+
+    Args:
+        settings: stored as ``settings.json``; a folder with others is refused.
+        folder: of the run: ``last.ckpt``, ``best.ckpt``, ``metrics.csv``, TensorBoard's files, settings.
+        build: makes the module; called under the settings' seed.
+        loaders: of training and validation, from the rank and the number of processes.
+        machine: where; no part of what makes the run what it is.
+        callbacks: of Lightning, in addition.
+        progress: show a bar.
+
+    Returns:
+        The module after its last epoch.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+    """
+    claim(folder, settings)
+    machine = machine or Machine()
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        module = build()
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    with contextlib.suppress(ModuleNotFoundError):
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    own: list[Callback] = [
+        ModelCheckpoint(folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best"),
+    ]
+    if settings.patience:
+        own.append(EarlyStopping("val_loss", patience=settings.patience))
+    accelerator: Any = machine.accelerator
+    trainer = lightning.Trainer(
+        max_epochs=settings.epochs,
+        accelerator=accelerator,
+        devices=machine.devices,
+        strategy="ddp" if machine.devices > 1 else "auto",
+        precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
+        gradient_clip_val=settings.clip or None,
+        gradient_clip_algorithm="value",
+        logger=loggers,
+        callbacks=[*own, *callbacks],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+    last = folder / "last.ckpt"
+    training, validation = loaders(trainer.global_rank, trainer.world_size)
+    trainer.fit(module, training, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+    return module
+
+
+def claim(folder: Path, settings: Settings) -> None:
+    """Store the settings in a run's folder, or check that they are those of the run that is there."""
+    stored, text = folder / "settings.json", msgspec.json.format(msgspec.json.encode(settings))
+    if stored.is_file() and stored.read_bytes() != text:
+        raise InputError(f"{folder} holds a run with other settings; choose another folder, or the same settings")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = stored.with_suffix(".part")
+    part.write_bytes(text)
+    part.replace(stored)

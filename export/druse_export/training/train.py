@@ -1,0 +1,77 @@
+"""The trainings as functions: tables and settings in, a run's folder and a model out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from druse_export.data import CrystalTable
+from druse_export.models.con_cdvae import ConCDVAE
+from druse_export.training.batches import CrystalBatch, CrystalBatches, InOrder, Stream
+from druse_export.training.module import fit
+from druse_export.training.settings import Machine, VAESettings
+from druse_export.training.vae import VAEModule, fit_scales
+
+
+def train_vae(
+    settings: VAESettings,
+    train: CrystalTable,
+    validation: CrystalTable,
+    folder: Path,
+    *,
+    machine: Machine | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> ConCDVAE:
+    """Step one. Arguments and errors are those of `fit`; returns the averaged model, in evaluation mode."""
+    config, machine = settings.model, machine or Machine()
+    properties = tuple({spec.name: spec for spec in (*config.conditions, *config.predicted)}.values())
+    batches, held = (CrystalBatches(table, properties, config) for table in (train, validation))
+
+    def build() -> VAEModule:
+        model = ConCDVAE(config)
+        every = Stream(len(batches), 256, settings.seed)
+        first = batches[next(iter(every))]
+        scaled = model.heads.scaled_lattice(*_parameters(batches))
+        model.heads.lattice_mean.copy_(scaled.mean(0))
+        model.heads.lattice_std.copy_(scaled.std(0))
+        fit_scales(model, first, settings.seed)
+        return VAEModule(settings, model, len(batches))
+
+    def loaders(rank: int, world: int) -> tuple[Any, Any]:
+        workers: dict[str, Any] = {
+            "batch_size": None,
+            "collate_fn": _as_it_is,  # the default would make tensors of the host's arrays
+            "num_workers": machine.workers,
+            "persistent_workers": machine.workers > 0,
+        }
+        stream = Stream(
+            len(batches), settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world
+        )
+        order = InOrder(len(held), settings.batch_size, rank=rank, world=world)
+        return (
+            DataLoader(batches, sampler=stream, **workers),
+            DataLoader(held, sampler=order, **workers),
+        )
+
+    module = fit(settings, folder, build, loaders, machine=machine, callbacks=callbacks, progress=progress)
+    averaged: Any = module.averaged.model
+    return averaged.eval()
+
+
+def _as_it_is(batch: CrystalBatch) -> CrystalBatch:
+    return batch
+
+
+def _parameters(batches: CrystalBatches) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from druse.lattice import parameters_from_cells
+
+    lengths, angles = parameters_from_cells(batches.table.crystals.cells)
+    return (
+        torch.from_numpy(lengths).float(),
+        torch.from_numpy(angles).float(),
+        torch.from_numpy(batches.table.crystals.n_atoms),
+    )
