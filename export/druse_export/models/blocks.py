@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+T = TypeVar("T")
 
 SILU_GAIN = 1 / 0.6
 """GemNet and DimeNet scale SiLU so that it keeps the variance of a normal input."""
@@ -43,6 +46,24 @@ def he_orthogonal_(weight: Tensor) -> Tensor:
     return weight
 
 
+class Scaled(NamedTuple):
+    """A tensor and the factor that its true values lack: ``value * factor`` is meant.
+
+    Constant factors (gains, 1/sqrt 2) so travel into the next weight, where they cost nothing.
+    """
+
+    value: Tensor
+    factor: float
+
+    def plus(self, other: "Scaled") -> "Scaled":
+        """(self + other) / sqrt 2, in one pass."""
+        return Scaled(torch.add(self.value, other.value, alpha=other.factor / self.factor), self.factor * INV_SQRT_2)
+
+    def tensor(self) -> Tensor:
+        """With the factor multiplied in."""
+        return self.value * self.factor
+
+
 class Dense(nn.Module):
     """A linear layer without bias, optionally followed by the scaled SiLU."""
 
@@ -56,6 +77,11 @@ class Dense(nn.Module):
         y: Tensor = functional.linear(x, self.weight)
         return scaled_silu(y) if self.activate else y
 
+    def scaled(self, x: Scaled) -> Scaled:
+        """The same for a tensor with a factor, which the weight takes up; SiLU's gain is left as the new factor."""
+        y = functional.linear(x.value, self.weight * x.factor)
+        return Scaled(functional.silu(y), SILU_GAIN) if self.activate else Scaled(y, 1.0)
+
 
 class Residual(nn.Module):
     """(x + dense(dense(x))) / sqrt 2."""
@@ -65,12 +91,12 @@ class Residual(nn.Module):
         self.first = Dense(width, width)
         self.second = Dense(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Scaled) -> Scaled:
         """``[..., width]`` to the same."""
-        return (x + self.second(self.first(x))) * INV_SQRT_2
+        return x.plus(self.second.scaled(self.first.scaled(x)))
 
 
-def chain(layers: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
+def chain(layers: Sequence[nn.Module] | nn.ModuleList, x: T) -> T:
     """The layers one after the other."""
     for layer in layers:
         x = layer(x)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from druse_export.models.blocks import INV_SQRT_2, Dense, Residual, chain, gather, he_orthogonal_, scaled_silu
+from druse_export.models.blocks import INV_SQRT_2, SILU_GAIN, Dense, Residual, Scaled, chain, gather, he_orthogonal_
 
 
 class GemNetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,14 +99,13 @@ class EdgeUpdate(nn.Module):
         pieces = torch.split(weight, [n_atom, n_atom, n_feature], dim=1)
         self.source, self.target, self.feature = (nn.Parameter(piece.clone()) for piece in pieces)
 
-    def forward(self, h: Tensor, feature: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+    def forward(self, h: Tensor, feature: Scaled, geometry: ScoreGeometry) -> Scaled:
         """Atoms ``[N, atom]`` and features ``[2 or 1, H, feature]`` (before their weight) to ``[2, H, out]``."""
-        ends = functional.linear(h, torch.cat([self.source, self.target]))
-        n_out = self.source.shape[0]
-        sources, targets = ends[:, :n_out], ends[:, n_out:]
-        forward = gather(sources, src) + gather(targets, dst)
-        backward = gather(sources, dst) + gather(targets, src)
-        return scaled_silu(torch.stack([forward, backward]) + functional.linear(feature, self.feature))
+        src, dst = geometry.src, geometry.dst
+        ends = gather(functional.linear(h, self.source), torch.stack([src, dst]))
+        ends = ends + gather(functional.linear(h, self.target), torch.stack([dst, src]))
+        features = functional.linear(feature.value, self.feature * feature.factor)
+        return Scaled(functional.silu(ends + features), SILU_GAIN)
 
 
 class AtomUpdate(nn.Module):
@@ -119,12 +118,12 @@ class AtomUpdate(nn.Module):
         self.dense = Dense(config.edge, config.atom)
         self.residuals = nn.ModuleList(Residual(config.atom) for _ in range(config.n_atom))
 
-    def forward(self, m: Tensor, rbf_h: Tensor, geometry: ScoreGeometry) -> Tensor:
+    def forward(self, m: Scaled, rbf_h: Tensor, geometry: ScoreGeometry) -> Scaled:
         """Edges ``[2, H, edge]`` to atoms ``[N, atom]``."""
-        weighted = (m * self.radial(rbf_h)).flatten(0, 1)
+        weighted = (m.value * self.radial.scaled(Scaled(rbf_h, m.factor)).value).flatten(0, 1)
         rows = gather(weighted, geometry.in_edge)
         total = torch.matmul(geometry.valid.to(rows.dtype)[:, None, :], rows).squeeze(1)
-        return chain(self.residuals, self.dense(self.scale(total)))
+        return chain(self.residuals, self.dense.scaled(Scaled(self.scale(total), 1.0)))
 
 
 class Triplets(nn.Module):
@@ -142,22 +141,25 @@ class Triplets(nn.Module):
         self.up_ca = Dense(config.bilinear, config.edge)
         self.up_ac = Dense(config.bilinear, config.edge)
 
-    def forward(self, m: Tensor, rbf3: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry) -> Tensor:
+    def forward(self, m: Scaled, rbf3: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry) -> Scaled:
         """Edges ``[2, H, edge]`` to the same; ``radial_cbf`` is ``[H, cbf, n_spherical]``."""
-        n_half = m.shape[1]
-        x = self.down(self.scale_radial(self.dense_ba(m) * self.radial(rbf3)))
+        n_half = m.value.shape[1]
+        x, gain = self.dense_ba.scaled(m)
+        x = self.scale_radial(x * self.radial.scaled(Scaled(rbf3, gain)).value)
+        x, gain = self.down.scaled(Scaled(x, 1.0))
         block = gather(x.flatten(0, 1), geometry.in_edge)  # [N, D, triplet]
         n_atoms, degree, n_spherical, _ = geometry.legendre.shape
         legendre = geometry.legendre.to(block.dtype).reshape(n_atoms, degree * n_spherical, degree)
         summed = torch.matmul(legendre, block).reshape(n_atoms * degree, -1)  # [N D, spherical * triplet]
         per_edge = summed.index_select(0, geometry.slot).reshape(2, n_half, n_spherical, -1)
         t = torch.matmul(radial_cbf, per_edge).reshape(2, n_half, -1)  # [2, H, cbf * triplet]
-        t = self.scale_sum(torch.matmul(t, self.bilinear.flatten(0, 1)))
-        return (self.up_ca(t) + self.up_ac(t).flip(0)) * INV_SQRT_2
+        t = self.scale_sum(torch.matmul(t, self.bilinear.flatten(0, 1) * gain))
+        both = self.up_ca.scaled(Scaled(t, 1.0)), self.up_ac.scaled(Scaled(t, 1.0))
+        return Scaled(both[0].value + both[1].value.flip(0), SILU_GAIN * INV_SQRT_2)
 
 
 class Interaction(nn.Module):
-    """One interaction block: edges by triplets, atoms by edges, edges by atoms."""
+    """One interaction block."""
 
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
@@ -170,15 +172,14 @@ class Interaction(nn.Module):
         self.residual_m = nn.ModuleList(Residual(config.edge) for _ in range(config.n_concat))
 
     def forward(
-        self, h: Tensor, m: Tensor, rbf3: Tensor, rbf_h: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry
-    ) -> tuple[Tensor, Tensor]:
+        self, h: Tensor, m: Scaled, rbf3: Tensor, rbf_h: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry
+    ) -> tuple[Tensor, Scaled]:
         """Atoms and edges to the same."""
-        x = (self.dense_ca(m) + self.triplets(m, rbf3, radial_cbf, geometry)) * INV_SQRT_2
-        m = (m + chain(self.before_skip, x)) * INV_SQRT_2
-        m = chain(self.after_skip, m)
-        h = (h + self.atom_update(m, rbf_h, geometry)) * INV_SQRT_2
-        updated = chain(self.residual_m, self.concat(h, m, geometry.src, geometry.dst))
-        return h, (m + updated) * INV_SQRT_2
+        x = self.dense_ca.scaled(m).plus(self.triplets(m, rbf3, radial_cbf, geometry))
+        m = chain(self.after_skip, m.plus(chain(self.before_skip, x)))
+        h = Scaled(h, 1.0).plus(self.atom_update(m, rbf_h, geometry)).tensor()
+        updated = chain(self.residual_m, self.concat(h, m, geometry))
+        return h, m.plus(updated)
 
 
 class ForceHead(nn.Module):
@@ -192,10 +193,11 @@ class ForceHead(nn.Module):
         self.scale = Scale()
         self.out = nn.Parameter(he_orthogonal_(torch.empty(1, config.edge)))
 
-    def forward(self, m: Tensor) -> Tensor:
+    def forward(self, m: Scaled) -> Tensor:
         """Edges ``[2, H, edge]`` to ``[2, H, rbf]``; the force is its product with the radial basis."""
+        x = chain(self.residuals, self.dense.scaled(m))
         weight = self.scale(self.radial.weight * self.out.T)  # [edge, rbf]
-        return torch.matmul(chain(self.residuals, self.dense(m)), weight)
+        return torch.matmul(x.value, weight * x.factor)
 
 
 class GemNet(nn.Module):
@@ -236,7 +238,7 @@ class GemNet(nn.Module):
         table = functional.linear(self.elements, of_element)
         per_crystal = functional.linear(z, of_latent, self.atom_latent.bias)
         h = gather(table, atom_types - 1) + gather(per_crystal, geometry.crystal)
-        m = self.edge_embedding(h, geometry.radial, geometry.src, geometry.dst)
+        m = self.edge_embedding(h, Scaled(geometry.radial[None], 1.0), geometry)
 
         force = self.forces[0](m)
         for interaction, head in zip(self.interactions, list(self.forces)[1:], strict=True):
