@@ -10,14 +10,14 @@ pytest.importorskip("safetensors", reason="weights are kept as safetensors")
 
 from druse import InputError, radius_graph  # noqa: E402
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig, neighbor_table  # noqa: E402
-from druse_export.models.weights import read_cgcnn_weights, save_cgcnn  # noqa: E402
+from druse_export.models.weights import read_cgcnn_weights, save_weights  # noqa: E402
 
 
 @pytest.mark.parametrize("task", ["regression", "classification"])
 def test_a_file_gives_the_model_back(tmp_path: Path, task: str) -> None:
     torch.manual_seed(0)
     model = CGCNN(CGCNNConfig(task=task, n_out=1 if task == "regression" else 2)).eval()
-    save_cgcnn(model, tmp_path / "m.safetensors", facts={"property": "x", "unit": "eV"})
+    save_weights(model, tmp_path / "m.safetensors", facts={"property": "x", "unit": "eV"})
     read, facts = read_cgcnn_weights(tmp_path / "m.safetensors")
     assert facts == {"property": "x", "unit": "eV"}
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]

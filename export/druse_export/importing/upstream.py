@@ -14,7 +14,7 @@ from druse_export.importing.weights import Rule, load_weights, mlp_rules, same
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
 from druse_export.models.dimenet import DimeNetConfig
 from druse_export.models.gemnet import GemNetConfig
-from druse_export.models.prior import Prior
+from druse_export.models.prior import Prior, PriorConfig
 
 _UNITS = {"formation_energy_per_atom": "eV/atom", "band_gap": "eV", "e_above_hull": "eV/atom"}
 
@@ -257,8 +257,8 @@ def _prior(path: Path) -> Prior:
     weights, hyper = _checkpoint(path)
     try:
         conditions = hyper["conditionmodel"]
-        prior = Prior(
-            tuple(_property(entry) for entry in conditions["condition_embeddings"]),
+        config = PriorConfig(
+            conditions=tuple(_property(entry) for entry in conditions["condition_embeddings"]),
             latent=int(hyper["hidden_dim"]),
             condition=int(conditions["n_features"]),
             time=int(hyper["time_emb_dim"]),
@@ -268,6 +268,7 @@ def _prior(path: Path) -> Prior:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path.name}: its settings lack or mangle {error}; is it Con-CDVAE's prior?") from error
+    prior = Prior(config)
     n_layers = len(prior.network.down)
     rules = _condition_rules(prior.condition.properties, "condition.")
     rules += same(

@@ -1,8 +1,8 @@
 """The prior: a DDPM over latents, with a residual MLP shaped like a U-Net (eqs 3, 4, 14)."""
 
 import itertools
-from collections.abc import Sequence
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,39 +40,47 @@ class ResidualUNet(nn.Module):
         return fed(self.out, x + z)
 
 
+class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the prior is conditioned on, its sizes and its ladder; the defaults are Con-CDVAE's."""
+
+    conditions: tuple[Property, ...]
+    latent: int = 256
+    condition: int = 128
+    time: int = 64
+    n_steps: int = 300
+    beta_first: float = 1e-3
+    beta_last: float = 0.02
+
+
 class Prior(nn.Module):
-    """p(z | properties) as a DDPM of ``n_steps`` steps with linear beta."""
+    """p(z | properties) as a DDPM with linear beta."""
 
     betas: Tensor
     alphas_bar: Tensor
 
-    def __init__(
-        self,
-        properties: Sequence[Property],
-        *,
-        latent: int = 256,
-        condition: int = 128,
-        time: int = 64,
-        n_steps: int = 300,
-        beta_first: float = 1e-3,
-        beta_last: float = 0.02,
-    ) -> None:
+    def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        betas = torch.linspace(beta_first, beta_last, n_steps)
+        self.config = config
+        betas = torch.linspace(config.beta_first, config.beta_last, config.n_steps)
         self.register_buffer("betas", betas)
         self.register_buffer("alphas_bar", torch.cumprod(1 - betas, dim=0))
-        self.condition = Condition(properties, width=condition)
-        self.time = SinusoidalEmbedding(time)
-        self.network = ResidualUNet(latent, condition, time)
+        self.condition = Condition(config.conditions, width=config.condition)
+        self.time = SinusoidalEmbedding(config.time)
+        self.network = ResidualUNet(config.latent, config.condition, config.time)
 
     def predict_noise(self, z: Tensor, condition: Tensor, step: Tensor) -> Tensor:
         """eps_theta(z_t, condition, t): latents, embedded properties and steps ``[batch]`` to noise."""
         return self.network(z, condition, self.time(step))
 
-    def loss(self, mu: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mean squared error of the predicted noise at random steps (eq. 14); trained on mu, not on a sample of z."""
-        step = torch.randint(len(self.betas), (len(mu),), device=mu.device, generator=generator)
-        noise = torch.randn(mu.shape, device=mu.device, generator=generator)
+    def loss(self, mu: Tensor, condition: Tensor, step: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of the predicted noise (eq. 14); trained on mu, not on a sample of z.
+
+        Args:
+            mu: ``[batch, latent]``.
+            condition: ``[batch, condition]``, embedded.
+            step: ``[batch]`` of the diffusion, uniform in the ladder.
+            noise: ``[batch, latent]`` standard normal.
+        """
         alpha_bar = self.alphas_bar[step][:, None]
         noisy = alpha_bar.sqrt() * mu + (1 - alpha_bar).sqrt() * noise
         return functional.mse_loss(self.predict_noise(noisy, condition, step), noise)

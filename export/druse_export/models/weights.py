@@ -1,45 +1,103 @@
 """Trained weights as small files: safetensors in half precision, with what is needed to build the model again."""
 
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from druse.errors import InputError
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
+from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
+from druse_export.models.prior import Prior, PriorConfig
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_cgcnn(model: CGCNN, path: Path, *, facts: dict[str, str]) -> None:
-    """Write a model. ``facts`` (property, unit, data, validation figure) travel with it.
+class _Kind(NamedTuple, Generic[Model]):
+    name: str
+    build: Callable[[Any], Model]
+    config: type
 
-    Half precision keeps eleven bits; predictions move by less than the last digit that is ever quoted.
+
+_CGCNN = _Kind("CGCNN", CGCNN, CGCNNConfig)
+_VAE = _Kind("Con-CDVAE", ConCDVAE, ConCDVAEConfig)
+_PRIOR = _Kind("prior", Prior, PriorConfig)
+
+
+def save_weights(model: CGCNN | ConCDVAE | Prior, path: Path, *, facts: Mapping[str, str]) -> None:
+    """Write a model; the file appears whole or not at all. ``facts`` (data, validation figures) travel with it.
+
+    Parameters are kept in half precision (eleven bits), tables and statistics as they are.
     """
+    parameters = dict(model.named_parameters())
     tensors = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
+        name: (value.half() if name in parameters else value).contiguous().cpu()
         for name, value in model.state_dict().items()
     }
-    part = path.with_suffix(".part")
+    part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={**facts, "config": msgspec.json.encode(model.config).decode()})
     part.replace(path)
 
 
 def read_cgcnn_weights(path: Path) -> tuple[CGCNN, dict[str, str]]:
-    """The model of a file that `save_cgcnn` wrote, in evaluation mode, and its facts.
+    """The CGCNN of a file that `save_weights` wrote, in evaluation mode, and its facts.
 
     Raises:
         InputError: the file is missing, is no such file, or does not fit its own description.
     """
+    return _read(path, _CGCNN)
+
+
+def read_vae_weights(path: Path) -> tuple[ConCDVAE, dict[str, str]]:
+    """The same for a model of step one."""
+    return _read(path, _VAE)
+
+
+def read_prior_weights(path: Path) -> tuple[Prior, dict[str, str]]:
+    """The same for a prior."""
+    return _read(path, _PRIOR)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, which tells a prior whose latents it was trained on."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def start_from(model: ConCDVAE, path: Path) -> tuple[str, ...]:
+    """Copy the weights of another model of step one where name and shape agree; scale factors and tables too.
+
+    Returns:
+        The names of weights that begin at random, because the other model has none that fit.
+    """
+    other = _read(path, _VAE)[0].state_dict()
+    own = model.state_dict()
+    fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    return tuple(name for name in own if name not in fitting)
+
+
+def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        return {k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()}, dict(
+            file.metadata() or {}
+        )
+
+
+def _read(path: Path, kind: _Kind[Model]) -> tuple[Model, dict[str, str]]:
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give a file of CGCNN weights (.safetensors)")
+        raise InputError(f"{path} does not exist; give a file of {kind.name} weights (.safetensors)")
     try:
-        with safe_open(path, "pt") as file:
-            facts = dict(file.metadata() or {})
-            config = msgspec.json.decode(facts.pop("config"), type=CGCNNConfig)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        model = CGCNN(config)
-        model.load_state_dict({k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()})
+        weights, facts = _tensors(path)
+        model = kind.build(msgspec.json.decode(facts.pop("config"), type=kind.config))
+        model.load_state_dict(weights)
     except (SafetensorError, KeyError, msgspec.MsgspecError, RuntimeError) as error:
-        raise InputError(f"{path.name} does not hold a CGCNN: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path.name} does not hold a {kind.name}: {str(error).splitlines()[0]}") from error
     return model.eval(), facts

@@ -6,6 +6,7 @@ import msgspec
 
 from druse.errors import InputError
 from druse_export.models.con_cdvae import ConCDVAEConfig
+from druse_export.models.prior import PriorConfig
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,3 +107,17 @@ class VAESettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         super().__post_init__()
         if self.draws < 1:
             raise InputError("`draws` must be 1 or more")
+
+
+class PriorSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Step two: the prior over latents.
+
+    Attributes:
+        prior: what latents are drawn for, its sizes and its ladder.
+        model: SHA-256 of the weights of step one, whose latents these are.
+    """
+
+    prior: PriorConfig
+    model: str = ""
+    epochs: int = 500
+    batch_size: int = 128

@@ -1,0 +1,68 @@
+"""Properties by name: the ones that databases have, with units and ranges, and any other column."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from druse.conditions import CRYSTAL_SYSTEMS, ClassProperty, CompositionProperty, Property, ScalarProperty
+from druse.errors import InputError
+from druse_export.data import CrystalTable
+
+KNOWN: dict[str, Property] = {
+    spec.name: spec
+    for spec in (
+        ScalarProperty("formation_energy_per_atom", -4.5, 1.5, 0.1, "eV/atom"),
+        ScalarProperty("band_gap", 0.0, 8.0, 0.2, "eV"),
+        ScalarProperty("e_above_hull", 0.0, 0.5, 0.01, "eV/atom"),
+        ScalarProperty("n_atom", 1.0, 20.0, 1.0),
+        ClassProperty("crystal_system", len(CRYSTAL_SYSTEMS), CRYSTAL_SYSTEMS),
+        ClassProperty("spacegroup", 231),
+        CompositionProperty("formula"),
+    )
+}
+"""Ranges cover the Materials Project after the filters of section 3; class 0 of ``spacegroup`` is not used."""
+
+FULL = ("crystal_system", "spacegroup", "formation_energy_per_atom", "band_gap", "e_above_hull", "n_atom")
+"""What the released ``full`` prior is conditioned on."""
+
+
+def resolve(names: Sequence[str | Property], table: CrystalTable) -> tuple[Property, ...]:
+    """Descriptions of properties given by name; a column that is not `KNOWN` becomes a scalar over its own range.
+
+    ``name=classes`` makes a column a class property of so many classes, ``name=low:high:spacing[:unit]`` a scalar.
+
+    Raises:
+        InputError: a name is no column, or its text cannot be understood.
+    """
+    return tuple(name if not isinstance(name, str) else _resolve(name, table) for name in names)
+
+
+def _resolve(text: str, table: CrystalTable) -> Property:
+    name, _, given = text.partition("=")
+    if given:
+        return _described(name, given)
+    if name in KNOWN:
+        return KNOWN[name]
+    if name not in table.properties:
+        known = ", ".join(sorted({*KNOWN, *table.properties}))
+        raise InputError(f"there is no property {name!r}; known here are {known}")
+    values = table.properties[name][np.isfinite(table.properties[name])]
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        raise InputError(f"the property {name!r} has the one value {low:g}; nothing can be learnt from it")
+    return ScalarProperty(name, low, high, (high - low) / 40)
+
+
+def _described(name: str, given: str) -> Property:
+    parts = given.split(":")
+    try:
+        if len(parts) == 1:
+            return ClassProperty(name, int(parts[0]))
+        if len(parts) in (3, 4):
+            low, high, spacing = map(float, parts[:3])
+            return ScalarProperty(name, low, high, spacing, parts[3] if len(parts) == 4 else "")
+    except ValueError:
+        pass
+    raise InputError(
+        f"cannot read the property {name}={given}; write {name}=CLASSES, or {name}=LOW:HIGH:SPACING and perhaps :UNIT"
+    )
