@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from pymatgen.core import Lattice, Structure
 from druse import InputError
 from druse.lattice import parameters_from_cells, volumes
 from druse_export.data import load_table
+from druse_export.data.table import ALIASES
 
 # textbook structures; the second in a needlessly long cell
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -114,6 +117,60 @@ def test_processes_and_cache_change_nothing(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
+    """Ctrl-C, which reaches every process of a terminal's group, ends in one KeyboardInterrupt and no tracebacks."""
+    salt = NACL.to(fmt="cif")
+    (tmp_path / "table.csv").write_text("id,cif\n" + "".join(f'{k},"{salt}"\n' for k in range(640)))
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom druse_export.data import load_table\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        load_table(Path('table.csv'), n_jobs=2, progress=lambda *_: os.killpg(0, signal.SIGINT))\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    child = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, start_new_session=True, timeout=120
+    )
+    assert (child.stdout, child.stderr, child.returncode) == ("stopped\n", "", 0)
+
+
+def test_a_broken_cache_is_made_anew(tmp_path: Path) -> None:
+    file, cache = write_csv(tmp_path / "table.csv"), tmp_path / "cache"
+    plain = load_table(file, n_jobs=1, cache=cache)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"nonsense", whole.replace(b"offsets", b"0ffsets")):
+        kept.write_bytes(content)
+        table = load_table(file, n_jobs=1, cache=cache)
+        np.testing.assert_array_equal(table.crystals.frac, plain.crystals.frac)
+        assert kept.read_bytes() == whole
+
+
+def test_columns_as_other_data_bases_call_them(tmp_path: Path) -> None:
+    salt = NACL.to(fmt="cif")
+    (tmp_path / "oqmd.csv").write_text(
+        "entry_id,name,delta_e,stability,band_gap,unit_cell\n" + f'4061139,NaCl,-2.1,-0.05,5.0,"{salt}"\n'
+    )
+    table = load_table(tmp_path / "oqmd.csv", n_jobs=1)
+    assert table.ids == ("4061139",)
+    assert {name: values.tolist() for name, values in table.properties.items()} == {
+        "formation_energy_per_atom": [-2.1],
+        "e_above_hull": [-0.05],
+        "band_gap": [5.0],
+        "n_atom": [8.0],
+    }
+    header = "id,energy_above_hull,formation_energy,bandgap,band_gap,space_group_number,cif\n"
+    (tmp_path / "other.csv").write_text(header + f'a,0.1,-1,7,,225,"{salt}"\nb,0.2,-2,8,3,x,"{salt}"\n')
+    table = load_table(tmp_path / "other.csv", n_jobs=1)
+    np.testing.assert_array_equal(table.properties["e_above_hull"], [0.1, 0.2])
+    np.testing.assert_array_equal(table.properties["formation_energy_per_atom"], [-1, -2])
+    np.testing.assert_array_equal(table.properties["band_gap"], [np.nan, 3])  # our own name before an alias
+    np.testing.assert_array_equal(table.properties["spacegroup"], [225, np.nan])
+    assert set(ALIASES) & set(table.properties) == set()
+
+
 def test_filters_and_split(tmp_path: Path) -> None:
     table = load_table(write_csv(tmp_path / "table.csv"), n_jobs=1)
     assert table.filtered(max_gap=5.0).ids == ("skewed",)
@@ -132,6 +189,9 @@ def test_filters_and_split(tmp_path: Path) -> None:
         ("table.docx", "x", "of no known kind"),
         ("table.csv", "a,b\n1,2\n", "no column of structures"),
         ("table.csv", "id,cif\nx,nonsense\n", "none of 1 rows"),
+        ("table.csv", "", "no column of structures"),
+        ("table.csv.gz", "id,cif\nx,nonsense\n", r"table\.csv\.gz is broken, or no CSV: Not a gzipped file"),
+        ("table.parquet", "id,cif\nx,nonsense\n", r"table\.parquet is broken, or no Parquet"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: str | None, message: str) -> None:

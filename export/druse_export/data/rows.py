@@ -2,15 +2,18 @@
 
 import csv
 import gzip
+import itertools
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from druse.errors import InputError, MissingDependencyError
+from druse.errors import InputError
+from druse_export._dependencies import require
 
-_ID_COLUMNS = ("material_id", "id", "name")
-_CIF_COLUMNS = ("cif", "cif_str", "structure_cif")
+_ID_COLUMNS = ("material_id", "entry_id", "id", "name")
+_CIF_COLUMNS = ("cif", "cif_str", "structure_cif", "unit_cell", "structure")
 
 
 class Row(NamedTuple):
@@ -26,23 +29,37 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a CSV (also gzipped) or Parquet file with a CIF column, of an extended XYZ file, or of a folder of CIF.
 
     Raises:
-        InputError: the file is missing, of an unknown kind, or lacks a column of structures.
+        InputError: the file is missing, of an unknown kind, broken, or lacks a column of structures.
+    """
+    path = Path(path)
+    if path.is_file() and path.name.lower().endswith((".extxyz", ".xyz")):
+        return _xyz_rows(path)
+    names, records = read_records(path)
+    cif = _column(path, names, _CIF_COLUMNS, "structures")
+    key = next((name for name in _ID_COLUMNS if name in names), None)
+    return _rows(names, records, cif, key)
+
+
+def read_records(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
+    """The columns and the rows of a table, as they are; a folder of CIF is a table of ``material_id`` and ``cif``.
+
+    Raises:
+        InputError: the file is missing, of a kind that is no table, or broken.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.cif"))
         if not files:
             raise InputError(f"the folder {path} holds no CIF files (*.cif)")
-        return (Row(file.stem, file.read_text(errors="replace"), "cif", {}) for file in files)
+        return ["material_id", "cif"], ([file.stem, file.read_text(errors="replace")] for file in files)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a CSV, Parquet or extended XYZ file, or a folder of CIF files")
     name = path.name.lower()
     if name.endswith((".csv", ".csv.gz")):
-        return _csv_rows(path)
+        lines = _csv_lines(path)
+        return next(lines, []), lines
     if name.endswith(".parquet"):
-        return _parquet_rows(path)
-    if name.endswith((".extxyz", ".xyz")):
-        return _xyz_rows(path)
+        return _parquet_records(path)
     raise InputError(f"{path.name} is of no known kind; known are .csv, .csv.gz, .parquet, .extxyz and folders of .cif")
 
 
@@ -55,30 +72,35 @@ def _column(path: Path, present: list[str], wanted: tuple[str, ...], what: str) 
     )
 
 
-def _tabular(path: Path, names: list[str], records: Iterator[Mapping[str, Any]]) -> Iterator[Row]:
-    cif = _column(path, names, _CIF_COLUMNS, "structures")
-    key = next((name for name in _ID_COLUMNS if name in names), None)
+def _rows(names: list[str], records: Iterator[list[Any]], cif: str, key: str | None) -> Iterator[Row]:
     for place, record in enumerate(records):
-        identity = str(record[key]) if key is not None and record[key] not in (None, "") else f"row {place}"
-        columns = {k: v for k, v in record.items() if k and k not in (cif, key)}
-        yield Row(identity, str(record[cif] or ""), "cif", columns)
+        found = dict(itertools.zip_longest(names, record[: len(names)]))
+        identity = str(found[key]) if key is not None and found[key] not in (None, "") else f"row {place}"
+        columns = {k: v for k, v in found.items() if k and k not in (cif, key)}
+        yield Row(identity, str(found[cif] or ""), "cif", columns)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_lines(path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rt", newline="") as file:
-        reader = csv.DictReader(file)
-        yield from _tabular(path, list(reader.fieldnames or []), reader)
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependencyError("reading Parquet needs pyarrow; pip install 'druse[export]'") from error
-    file = parquet.ParquetFile(path)
-    records = (record for batch in file.iter_batches() for record in batch.to_pylist())
-    yield from _tabular(path, list(file.schema_arrow.names), records)
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as file:
+            yield from filter(None, csv.reader(file))
+    except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path.name} is broken, or no CSV: {error}") from error
+
+
+def _parquet_records(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
+    require("pyarrow.parquet", purpose="reading Parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise InputError(f"{path.name} is broken, or no Parquet: {error}") from error
+    names = list(file.schema_arrow.names)
+    return names, ([record[name] for name in names] for batch in file.iter_batches() for record in batch.to_pylist())
 
 
 def _xyz_rows(path: Path) -> Iterator[Row]:

@@ -8,10 +8,13 @@ import json
 import math
 import multiprocessing
 import os
-import tempfile
+import signal
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +22,29 @@ import numpy as np
 
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
-from druse.errors import InputError
+from druse.errors import DruseError, InputError
 from druse.lattice import cells_from_parameters, parameters_from_cells, volumes, wrap
+from druse_export._dependencies import require
+from druse_export._files import whole_file
 from druse_export.data.rows import Row, read_rows
+from druse_export.data.split import SHARES, split_indices
 
-_FORMAT = 1  # of the cache; a change of what is computed must change it
+_FORMAT = 2  # of the cache; a change of what is computed must change it
 _CHUNK = 32
 _LIMIT = 500  # atoms; a structure with more is no crystal of this field
+
+ALIASES = {
+    "delta_e": "formation_energy_per_atom",
+    "formation_energy": "formation_energy_per_atom",
+    "stability": "e_above_hull",
+    "energy_above_hull": "e_above_hull",
+    "bandgap": "band_gap",
+    "spacegroup.number": "spacegroup",
+    "space_group_number": "spacegroup",
+}
+"""Columns of other data bases (OQMD's first) that mean what Druse calls otherwise, in the same unit.
+
+Where a table has both names, or several aliases of one, the first that holds numbers counts, Druse's own before all."""
 
 
 class Rejected(NamedTuple):
@@ -66,9 +85,14 @@ class CrystalTable:
         )
 
     def filtered(
-        self, *, min_density: float = 0.01, max_hull: float = 0.5, max_gap: float = 8.0, max_atoms: int = 20
+        self,
+        *,
+        min_density: float | None = 0.01,
+        max_hull: float | None = 0.5,
+        max_gap: float | None = 8.0,
+        max_atoms: int | None = 20,
     ) -> "CrystalTable":
-        """The paper's filters (section 3). A row without a property passes its filter.
+        """The paper's filters (section 3). A row without a property passes its filter, and None filters nothing.
 
         Args:
             min_density: atoms per cubic Angstrom, exceeded.
@@ -77,17 +101,31 @@ class CrystalTable:
             max_atoms: in the cell.
         """
         n_atoms = self.crystals.n_atoms
-        keep = (n_atoms / volumes(self.crystals.cells) > min_density) & (n_atoms <= max_atoms)
+        keep = np.ones(len(self), bool)
+        if min_density is not None:
+            keep &= n_atoms / volumes(self.crystals.cells) > min_density
+        if max_atoms is not None:
+            keep &= n_atoms <= max_atoms
         for name, limit in (("e_above_hull", max_hull), ("band_gap", max_gap)):
-            if name in self.properties:
+            if limit is not None and name in self.properties:
                 keep &= ~(self.properties[name] >= limit)
         return self.select(keep)
 
-    def split(self, seed: int, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> "tuple[CrystalTable, ...]":
+    def split(self, seed: int, shares: Sequence[float] = SHARES) -> "tuple[CrystalTable, ...]":
         """Random parts of the given shares (section 3: 8 : 1 : 1); the same for the same seed."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        ends = np.round(np.cumsum([0.0, *shares]) / sum(shares) * len(self)).astype(int)
-        return tuple(self.select(np.sort(order[a:b])) for a, b in itertools.pairwise(ends))
+        return tuple(self.select(indices) for indices in split_indices(len(self), seed, shares))
+
+
+def default_cache() -> Path:
+    """The folder for tables below the user's cache folder, wherever the system has that.
+
+    Raises:
+        MissingDependencyError: platformdirs is not installed.
+    """
+    require("platformdirs", purpose="finding the cache folder")
+    import platformdirs
+
+    return platformdirs.user_cache_path("druse") / "tables"
 
 
 def load_table(
@@ -111,33 +149,45 @@ def load_table(
 
     Raises:
         InputError: the file is missing or of an unknown kind, or not a single row could be understood.
+        MissingDependencyError: pymatgen is not installed.
     """
     rows = list(read_rows(path))
     stored = None if cache is None else cache / f"{_fingerprint(rows, niggli)}.npz"
-    if stored is not None and stored.is_file():
-        return _read_cache(stored)
+    if stored is not None and (table := _read_cache(stored)) is not None:
+        return table
+    require("pymatgen.core", "ase", purpose="reading structures")
     jobs = n_jobs or len(os.sched_getaffinity(0))
-    chunks = [(rows[k : k + _CHUNK], niggli) for k in range(0, len(rows), _CHUNK)]
-    found: list[Any] = []
-    if jobs == 1 or len(chunks) == 1:
-        results = map(_understand_chunk, chunks)
-        for chunk in results:
-            found += chunk
-            _report(progress, len(found), len(rows))
-    else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for chunk in pool.map(_understand_chunk, chunks):
-                found += chunk
-                _report(progress, len(found), len(rows))
+    found = []
+    for result in _understand_all(rows, niggli, jobs):
+        found.append(result)
+        if progress is not None and (len(found) % _CHUNK == 0 or len(found) == len(rows)):
+            progress(len(found), len(rows))
     table = _assemble(rows, found)
     if stored is not None:
         _write_cache(stored, table)
     return table
 
 
-def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+def _understand_all(rows: list[Row], niggli: bool, jobs: int) -> Iterator[Any]:
+    chunks = [(rows[k : k + _CHUNK], niggli) for k in range(0, len(rows), _CHUNK)]
+    if jobs == 1 or len(chunks) <= 1:
+        yield from itertools.chain.from_iterable(map(_understand_chunk, chunks))
+        return
+    pool = ProcessPoolExecutor(min(jobs, len(chunks)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        # Ctrl-C goes to a terminal's whole group; the processes started here leave it to this one
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(_understand_chunk, chunks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from itertools.chain.from_iterable(results)
+    except BrokenProcessPool as error:
+        raise DruseError(
+            "a process that reads structures was killed, for want of memory perhaps; let fewer work at a time (jobs)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _understand_chunk(work: tuple[list[Row], bool]) -> list[Any]:
@@ -188,9 +238,10 @@ def _properties(columns: Sequence[Mapping[str, Any]], n_atoms: np.ndarray) -> di
     names = {name: None for row in columns for name in row}
     properties = {name: np.array([_number(row.get(name)) for row in columns]) for name in names}
     properties = {name: values for name, values in properties.items() if np.isfinite(values).any()}
-    for name in ("spacegroup.number", "space_group_number"):
-        if name in properties:
-            properties["spacegroup"] = properties.pop(name)
+    for alias, name in ALIASES.items():
+        if alias in properties:
+            values = properties.pop(alias)
+            properties.setdefault(name, values)
     if "spacegroup" in properties:
         properties["crystal_system"] = _crystal_systems(properties["spacegroup"])
     properties["n_atom"] = n_atoms.astype(np.float64)
@@ -233,36 +284,31 @@ def _fingerprint(rows: list[Row], niggli: bool) -> str:
 
 
 def _write_cache(path: Path, table: CrystalTable) -> None:
-    """Appears whole or not at all: written beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"property/{name}": values for name, values in table.properties.items()}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            np.savez_compressed(
-                file,
-                allow_pickle=False,
-                frac=table.crystals.frac,
-                cells=table.crystals.cells,
-                offsets=table.crystals.offsets,
-                species=table.crystals.species,
-                ids=np.array(table.ids),
-                rejected=np.array([tuple(r) for r in table.rejected] or np.zeros((0, 2), "<U1")),
-                **arrays,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    Path(file.name).replace(path)
-
-
-def _read_cache(path: Path) -> CrystalTable:
-    with np.load(path, allow_pickle=False) as file:
-        properties = {key.removeprefix("property/"): file[key] for key in file.files if key.startswith("property/")}
-        return CrystalTable(
-            Crystals(file["frac"], file["cells"], file["offsets"], file["species"]),
-            tuple(map(str, file["ids"])),
-            properties,
-            tuple(Rejected(str(a), str(b)) for a, b in file["rejected"]),
+    with whole_file(path, "wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            frac=table.crystals.frac,
+            cells=table.crystals.cells,
+            offsets=table.crystals.offsets,
+            species=table.crystals.species,
+            ids=np.array(table.ids),
+            rejected=np.array([tuple(r) for r in table.rejected] or np.zeros((0, 2), "<U1")),
+            **arrays,
         )
+
+
+def _read_cache(path: Path) -> CrystalTable | None:
+    """The table that was kept; None where there is none, or a disk or a person has broken it."""
+    try:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            properties = {key.removeprefix("property/"): file[key] for key in file.files if key.startswith("property/")}
+            return CrystalTable(
+                Crystals(file["frac"], file["cells"], file["offsets"], file["species"]),
+                tuple(map(str, file["ids"])),
+                properties,
+                tuple(Rejected(str(a), str(b)) for a, b in file["rejected"]),
+            )
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None

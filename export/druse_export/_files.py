@@ -1,0 +1,38 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """A new file to write; it takes the place of ``path`` when the block ends, and is gone when the block fails.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        mode: ``"w"`` or ``"wb"``.
+        options: of `open`, such as ``newline``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open(mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        move_into_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Rename a finished file, and make the name last as well as the bytes."""
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
