@@ -5,7 +5,14 @@ Public modules, each to be imported by name, in the order in which they build on
 """
 
 from druse.crystals import Crystals
-from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError, NativeLibraryError
+from druse.errors import (
+    DeviceError,
+    DownloadError,
+    DruseError,
+    InputError,
+    MissingDependencyError,
+    NativeLibraryError,
+)
 from druse.graphs import Graph, GraphBuffers, radius_graph
 
 __version__ = "0.1.0"
@@ -13,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Crystals",
     "DeviceError",
+    "DownloadError",
     "DruseError",
     "Graph",
     "GraphBuffers",

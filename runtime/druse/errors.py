@@ -7,12 +7,20 @@
     ├── MissingDependencyError (ImportError)
     │                                  an optional package is not installed; names the extra that brings it
     ├── NativeLibraryError (OSError)   the native library is absent or from another version
-    └── DeviceError (RuntimeError)     a device or backend that was asked for cannot run
+    ├── DeviceError (RuntimeError)     a device or backend that was asked for cannot run
+    └── DownloadError (OSError)        a file could not be fetched, or what came is not the file that was expected
 
 Every message says what was wrong, what arrived, and what to do about it.
 """
 
-__all__ = ["DeviceError", "DruseError", "InputError", "MissingDependencyError", "NativeLibraryError"]
+__all__ = [
+    "DeviceError",
+    "DownloadError",
+    "DruseError",
+    "InputError",
+    "MissingDependencyError",
+    "NativeLibraryError",
+]
 
 
 class DruseError(Exception):
@@ -33,3 +41,7 @@ class NativeLibraryError(DruseError, OSError):
 
 class DeviceError(DruseError, RuntimeError):
     """A device or backend that was asked for by name cannot run."""
+
+
+class DownloadError(DruseError, OSError):
+    """A file could not be fetched, or what came is not the file that was expected."""
