@@ -9,7 +9,8 @@ from rich.markup import escape
 
 import druse
 from druse.cli._doctor import doctor
-from druse.errors import DruseError
+from druse.cli._plugins import attach
+from druse.errors import DruseError, MissingDependencyError
 
 app = typer.Typer(
     name="druse",
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(doctor)
+attach(app)
 
 
 def _version(wanted: bool) -> None:
@@ -37,12 +39,26 @@ def root(
     """Crystal structures in bulk, to property targets."""
 
 
+def _sentence(error: Exception) -> str | None:
+    """What a person is told of an exception; None for one that nobody foresaw, whose traceback helps more."""
+    if isinstance(error, DruseError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("druse"):
+        return str(MissingDependencyError(f"this command needs {error.name}; pip install 'druse[export]'"))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return None
+
+
 def main() -> None:
-    """Entry point of ``druse``. Errors that Druse raises on purpose end in one line and exit code 1."""
+    """Entry point of ``druse``. Errors that were foreseen end in one line and exit code 1."""
     try:
         app()
-    except DruseError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
