@@ -16,7 +16,8 @@ lightning = pytest.importorskip("lightning", reason="training needs Lightning")
 from druse import Crystals, InputError  # noqa: E402
 from druse_export.data import CrystalTable  # noqa: E402
 from druse_export.models.cgcnn import CGCNN  # noqa: E402
-from druse_export.training.cgcnn import CGCNNSettings, train_cgcnn  # noqa: E402
+from druse_export.training.cgcnn import train_cgcnn  # noqa: E402
+from druse_export.training.settings import CGCNNSettings  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and deprecated PyTorch calls
 
@@ -35,7 +36,7 @@ def rock_salts(n: int, seed: int) -> CrystalTable:
     return CrystalTable(crystals, tuple(map(str, range(n))), {"energy": lengths})
 
 
-SETTINGS = CGCNNSettings(property="energy", epochs=4, batch_size=16, ema=0.5)
+SETTINGS = CGCNNSettings(property="energy", epochs=4, batch_size=16, ema=0.5, warmup_steps=2)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -53,7 +54,7 @@ def train(folder: Path, die_in_epoch: int | None = None) -> CGCNN:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    settings = CGCNNSettings(property="energy", epochs=12, batch_size=16, learning_rate=1e-2, ema=0.5)
+    settings = CGCNNSettings(property="energy", epochs=12, batch_size=16, learning_rate=1e-2, ema=0.5, warmup_steps=8)
     train_cgcnn(settings, rock_salts(120, 0), rock_salts(40, 1), tmp_path, progress=False)
     errors = [float(row["val_mae"]) for row in metrics(tmp_path) if row["val_mae"]]
     spread = float(np.abs(rock_salts(40, 1).properties["energy"] - 5.5).mean())

@@ -56,7 +56,8 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with the schedule of the settings."""
         settings = self.settings
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+        optimizer = kind(self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         if settings.schedule == "constant":
             return optimizer
         if settings.schedule == "plateau":

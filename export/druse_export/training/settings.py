@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         learning_rate_last: where the schedule ends.
         schedule: ``plateau``: times ``plateau_factor`` after ``plateau_patience`` epochs without a better validation
             loss. ``cosine``: a rise over ``warmup_steps``, then down to the last along a cosine. ``constant``.
+        weight_decay: above 0 makes Adam AdamW.
         clip: gradients are clipped to this size by value; 0 for none.
         ema: share of the averaged weights that stays at each step, less in the first ones; 0 for none. Validation and
             the result use the averaged weights.
@@ -58,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     plateau_factor: float = 0.6
     plateau_patience: int = 30
     warmup_steps: int = 200
+    weight_decay: float = 0.0
     clip: float = 0.5
     ema: float = 0.999
     patience: int = 0
@@ -68,10 +70,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise InputError("`epochs` and `batch_size` must be 1 or more")
         if min(self.steps_per_epoch, self.warmup_steps, self.patience, self.seed) < 0:
             raise InputError("`steps_per_epoch`, `warmup_steps`, `patience` and `seed` must be 0 or more")
-        if not (self.learning_rate > 0 and self.learning_rate_last >= 0 and self.clip >= 0 and 0 <= self.ema < 1):
+        if not (self.learning_rate > 0 and min(self.learning_rate_last, self.clip, self.weight_decay) >= 0):
             raise InputError(
-                "`learning_rate` must be above 0, `learning_rate_last` and `clip` 0 or more, `ema` in [0, 1)"
+                "`learning_rate` must be above 0, `learning_rate_last`, `clip` and `weight_decay` 0 or more"
             )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"`ema` must be 0 or more and below 1, got {self.ema}")
 
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,3 +125,30 @@ class PriorSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=T
     model: str = ""
     epochs: int = 500
     batch_size: int = 128
+
+
+class CGCNNSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A CGCNN for one property.
+
+    Attributes:
+        property: column of the data set.
+        task: ``regression``, or ``classification`` into below or at ``threshold`` (class 0) and above it (class 1).
+        threshold: in the property's unit; for classification only.
+    """
+
+    property: str
+    task: Literal["regression", "classification"] = "regression"
+    threshold: float | None = None
+    epochs: int = 60
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    learning_rate_last: float = 0.0
+    schedule: Literal["plateau", "cosine", "constant"] = "cosine"
+    warmup_steps: int = 500
+    weight_decay: float = 1e-2
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.task == "classification") != (self.threshold is not None):
+            raise InputError("`threshold` must be given for classification, and only there")

@@ -1,4 +1,4 @@
-"""The trainings as functions: tables and settings in, a run's folder and a model out."""
+"""Step one as a function: tables and settings in, a run's folder and a model out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAE
+from druse_export.models.weights import start_from
 from druse_export.training.batches import CrystalBatch, CrystalBatches, InOrder, Stream
 from druse_export.training.module import fit
 from druse_export.training.settings import Machine, VAESettings
@@ -33,6 +34,9 @@ def train_vae(
 
     def build() -> VAEModule:
         model = ConCDVAE(config)
+        if settings.start:
+            start_from(model, Path(settings.start))
+            return VAEModule(settings, model, len(batches))
         every = Stream(len(batches), 256, settings.seed)
         first = batches[next(iter(every))]
         scaled = model.heads.scaled_lattice(*_parameters(batches))
@@ -47,6 +51,8 @@ def train_vae(
             "collate_fn": _as_it_is,  # the default would make tensors of the host's arrays
             "num_workers": machine.workers,
             "persistent_workers": machine.workers > 0,
+            # a fork would inherit the native library's threads without their work
+            "multiprocessing_context": "spawn" if machine.workers else None,
         }
         stream = Stream(
             len(batches), settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world

@@ -1,0 +1,148 @@
+"""A training as one text: data, settings and machine, from a TOML file and overrides, and back to TOML."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import tomli_w
+
+from druse.errors import InputError
+from druse_export._files import whole_file
+from druse_export.data import CrystalTable
+from druse_export.training.properties import FULL, resolve
+from druse_export.training.settings import CGCNNSettings, Machine, PriorSettings, Settings, VAESettings
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Data sets and the filters of section 3; None lets everything pass.
+
+    Attributes:
+        train: file or folder, see `druse_export.data.load_table`.
+        validation: another; empty: a tenth of ``train``, by the paper's split 8 : 1 : 1 with ``split_seed``.
+        split_seed: of that split.
+        weights: of step one, for the priors of step two: a file, or the folder of the run.
+        max_atoms, max_hull, max_gap, min_density: see `druse_export.data.CrystalTable.filtered`.
+    """
+
+    train: str
+    validation: str = ""
+    split_seed: int = 0
+    weights: str = ""
+    max_atoms: int | None = None
+    max_hull: float | None = None
+    max_gap: float | None = None
+    min_density: float | None = None
+
+
+class Job(msgspec.Struct, Generic[SettingsType], frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A training in full."""
+
+    data: Data
+    settings: SettingsType
+    machine: Machine = Machine()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        InputError: there is no such file, or it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give a TOML file of settings") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+
+
+def override(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``content`` with ``a.b=value`` set, values as in TOML; what is no TOML value is taken as text.
+
+    Raises:
+        InputError: an assignment has no ``=``, or leads into something that is no table.
+    """
+    result: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(content))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise InputError(f"cannot read {assignment!r}; write NAME=VALUE, such as settings.epochs=100")
+        *tables, name = path.strip().split(".")
+        place = result
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise InputError(f"cannot set {path}: {table} is a value, not a table of settings")
+        try:
+            place[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            place[name] = text
+    return result
+
+
+def job(content: Mapping[str, Any], kind: type[SettingsType]) -> Job[SettingsType]:
+    """The typed form of a TOML file's content, properties resolved.
+
+    Raises:
+        InputError: a field is unknown, missing or of a wrong type; says which.
+    """
+    try:
+        return msgspec.convert(content, Job[kind])  # type: ignore[valid-type]
+    except msgspec.ValidationError as error:
+        raise InputError(f"these settings cannot be used: {error}") from error
+
+
+def with_properties(content: dict[str, Any], kind: type[Settings], table: CrystalTable) -> dict[str, Any]:
+    """Replaces names of properties by their descriptions; ranges of unknown columns come from ``table``.
+
+    A VAE predicts its conditions unless told otherwise (compositions apart, which the heads give). Conditions of a
+    prior can be ``full`` for those of the released full prior.
+    """
+    result: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(content))
+    settings = result.setdefault("settings", {})
+    if kind is VAESettings:
+        place, names = settings.setdefault("model", {}), ["conditions", "predicted"]
+        if "predicted" not in place and isinstance(place.get("conditions"), list):
+            place["predicted"] = [name for name in place["conditions"] if name != "formula"]
+    elif kind is PriorSettings:
+        place, names = settings.setdefault("prior", {}), ["conditions"]
+        if place.get("conditions") == "full":
+            place["conditions"] = list(FULL)
+    else:
+        return result
+    for name in names:
+        if isinstance(place.get(name), list):
+            given = [msgspec.convert(p, str | _property()) if isinstance(p, dict) else p for p in place[name]]
+            place[name] = msgspec.to_builtins(resolve(given, table))
+    return result
+
+
+def _property() -> Any:
+    from druse.conditions import Property
+
+    return Property
+
+
+def as_toml(job: Job[Any]) -> str:
+    """A job as TOML, every setting written out."""
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(job)))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null; what is None is left out, and read back as None."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def store(job: Job[Any], folder: Path) -> None:
+    """Write ``job.toml``, from which `druse train` goes on."""
+    with whole_file(folder / "job.toml") as file:
+        file.write(as_toml(job))
+
+
+KINDS: dict[str, type[Settings]] = {"vae": VAESettings, "prior": PriorSettings, "cgcnn": CGCNNSettings}

@@ -1,0 +1,194 @@
+"""A training run's folder: starting or resuming it, and the models that came out of it."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from druse.errors import InputError
+from druse_export.data import CrystalTable, load_table
+from druse_export.models.cgcnn import CGCNN, CGCNNConfig
+from druse_export.models.con_cdvae import ConCDVAE
+from druse_export.models.prior import Prior
+from druse_export.models.weights import digest, read_vae_weights, save_weights
+from druse_export.training.cgcnn import train_cgcnn
+from druse_export.training.job import KINDS, Data, Job, job, read_toml, store
+from druse_export.training.prior import train_prior
+from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
+from druse_export.training.step_one import train_vae
+
+WEIGHTS = "model.safetensors"
+Tables = tuple[CrystalTable, CrystalTable]
+
+
+def load_tables(data: Data, *, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Tables:
+    """Training and validation data of a job, filtered."""
+
+    def read(name: str) -> CrystalTable:
+        table = load_table(Path(name), cache=cache, progress=progress)
+        return table.filtered(
+            max_atoms=data.max_atoms, max_hull=data.max_hull, max_gap=data.max_gap, min_density=data.min_density
+        )
+
+    train = read(data.train)
+    if data.validation:
+        return train, read(data.validation)
+    parts = train.split(data.split_seed)
+    return parts[0], parts[1]
+
+
+def run(
+    job: Job[Any], folder: Path, tables: Tables, *, callbacks: Sequence[Callback] = (), progress: bool = True
+) -> Path:
+    """Train, or go on; the job is stored as ``job.toml`` and the averaged model as ``model.safetensors``.
+
+    The model kept is the one of the best validation loss.
+
+    Returns:
+        The file of weights.
+
+    Raises:
+        InputError: the folder holds a run with other settings, or data or settings cannot be used.
+    """
+    settings = job.settings
+    options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(settings, VAESettings):
+        store(job, folder)
+        train_vae(settings, *tables, folder, **options)
+    elif isinstance(settings, PriorSettings):
+        weights = weights_of(Path(job.data.weights))
+        if settings.model and settings.model != digest(weights):
+            raise InputError(
+                f"{weights} is not the model whose latents this prior was begun on; give that one, or another folder"
+            )
+        settings = msgspec.structs.replace(settings, model=digest(weights))
+        store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
+        train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
+    else:
+        store(job, folder)
+        train_cgcnn(settings, *tables, folder, **options)
+    return keep_weights(folder) if getattr(rank_zero_only, "rank", 0) == 0 else folder / WEIGHTS
+
+
+def weights_of(path: Path) -> Path:
+    """The file of weights that a path names: itself, or the one in a run's folder, written now if need be."""
+    if not path.is_dir():
+        return path
+    return path / WEIGHTS if (path / WEIGHTS).is_file() else keep_weights(path)
+
+
+def stored_job(folder: Path) -> Job[Any]:
+    """The job of a run's folder.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    if not (folder / "job.toml").is_file():
+        raise InputError(f"{folder} holds no run (no job.toml); say what to train, or give the folder of a run")
+    content = read_toml(folder / "job.toml")
+    settings = content.get("settings", {})
+    kind = "vae" if "model" in settings and isinstance(settings["model"], dict) else "prior"
+    return job(content, KINDS["cgcnn" if "property" in settings else kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Validation figures by epoch, from ``metrics.csv``: ``rows[k]["val_loss"]`` and so on."""
+
+    rows: tuple[dict[str, float], ...]
+
+    def best(self) -> dict[str, float]:
+        """The row of the lowest validation loss."""
+        return min(self.rows, key=lambda row: row["val_loss"])
+
+
+def curve(folder: Path) -> Curve:
+    """The validation curve of a run.
+
+    Raises:
+        InputError: nothing was validated yet.
+    """
+    path = folder / "metrics.csv"
+    rows: list[dict[str, float]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            validated = [row for row in csv.DictReader(file) if row.get("val_loss")]
+        rows = [{k: float(v) for k, v in row.items() if v and not k.startswith("train_")} for row in validated]
+    rows = [row for row in rows if math.isfinite(row["val_loss"])]
+    if not rows:
+        raise InputError(f"{folder} holds no validation figures yet; let it train for an epoch")
+    return Curve(tuple(rows))
+
+
+def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "best.ckpt") -> Path:
+    """Write the averaged model of a run, with its job and its validation figures.
+
+    Args:
+        folder: of the run.
+        out: file to write; ``model.safetensors`` in the folder if not given.
+        checkpoint: ``best.ckpt`` or ``last.ckpt``.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the run has no such checkpoint.
+    """
+    settings = stored_job(folder).settings
+    path = folder / checkpoint
+    if not path.is_file():
+        raise InputError(f"{folder} has no {checkpoint} yet; let it train for an epoch")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    prefix = "averaged.model."
+    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    model = _untrained(settings)
+    model.load_state_dict(state)
+    epoch = int(content["epoch"])
+    rows = [row for row in curve(folder).rows if int(row["epoch"]) == epoch]
+    facts = {"epoch": str(epoch), "step": str(content["global_step"])}
+    facts |= {k: f"{v:.6g}" for k, v in (rows[-1] if rows else {}).items() if k.startswith("val_")}
+    out = out or folder / WEIGHTS
+    save_weights(model, out, facts={**facts, "job": (folder / "job.toml").read_text()})
+    return out
+
+
+def _untrained(settings: Any) -> ConCDVAE | Prior | CGCNN:
+    if isinstance(settings, VAESettings):
+        return ConCDVAE(settings.model)
+    if isinstance(settings, PriorSettings):
+        return Prior(settings.prior)
+    if isinstance(settings, CGCNNSettings):
+        return CGCNN(CGCNNConfig(task=settings.task, n_out=2 if settings.task == "classification" else 1))
+    raise InputError(f"no model is known for settings of type {type(settings).__name__}")
+
+
+def conditions_of(weights: Path, wanted: str) -> list[str]:
+    """Assignments that condition a prior for a model of step one.
+
+    Args:
+        weights: of the model.
+        wanted: ``default`` for the model's own conditions, ``full`` for the released full prior's, or names with
+            commas between them.
+    """
+    config = read_vae_weights(weights)[0].config
+    given = {"default": msgspec.to_builtins(config.conditions), "full": "full"}
+    conditions = given.get(wanted, [name.strip() for name in wanted.split(",")])
+    return [f"settings.prior.latent={config.latent}", f"settings.prior.conditions={_inline(conditions)}"]
+
+
+def _inline(value: Any) -> str:
+    """A value as inline TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_inline(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(value)
