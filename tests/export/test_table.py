@@ -151,7 +151,7 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path) -> None:
 def test_columns_as_other_data_bases_call_them(tmp_path: Path) -> None:
     salt = NACL.to(fmt="cif")
     (tmp_path / "oqmd.csv").write_text(
-        "entry_id,name,delta_e,stability,band_gap,unit_cell\n" + f'4061139,NaCl,-2.1,-0.05,5.0,"{salt}"\n'
+        "Unnamed: 0,entry_id,name,delta_e,stability,band_gap,unit_cell\n" + f'0,4061139,NaCl,-2.1,-0.05,5.0,"{salt}"\n'
     )
     table = load_table(tmp_path / "oqmd.csv", n_jobs=1)
     assert table.ids == ("4061139",)

@@ -85,7 +85,7 @@ def describe(
     else:
         _print(description, page())
     if out is not None:
-        save_figure(draw_distributions(kept, file.name), out)
+        save_figure(draw_distributions(kept, f"{file.resolve().parent.name}/{file.name}"), out)
 
 
 @app.command()

@@ -34,7 +34,7 @@ _AT_ZERO = {  # a class of their own, which would dwarf the rest
     "ind_gap": "without a gap",
     "e_above_hull": "on the hull",
 }
-_BINS = 50
+_MOST_BINS = 50
 
 
 def draw_distributions(table: CrystalTable, title: str) -> "Figure":
@@ -159,12 +159,21 @@ def _property(axes: "Axes", name: str, values: np.ndarray) -> None:
         low, high = low - 0.5, high + 0.5
     if len(known) < len(values):
         notes.append(f"{len(values) - len(known):,} without a value")
+    bins = int(np.clip(2 * np.sqrt(len(known)), 10, _MOST_BINS))
     shown = known
     if name in _AT_ZERO:
         shown = known[known != 0]
         zeros = len(known) - len(shown)
         if zeros:
-            axes.bar(0, zeros, width=1.6 * (high - low) / _BINS, color=_ACCENT, edgecolor="white", linewidth=0.3)
+            axes.bar(
+                0,
+                zeros,
+                width=-1.3 * (high - low) / bins,
+                align="edge",
+                color=_ACCENT,
+                edgecolor="white",
+                linewidth=0.3,
+            )
         _note(axes, f"{_percent(zeros / len(known))} {_AT_ZERO[name]}", _ACCENT)
         if len(shown):
             notes.insert(0, f"rest: median {_number(np.median(shown))}")
@@ -173,7 +182,7 @@ def _property(axes: "Axes", name: str, values: np.ndarray) -> None:
         notes.insert(0, f"median {_number(np.median(known))}")
         axes.margins(y=0.18)
     if len(shown):
-        axes.hist(shown, bins=_BINS, range=(low, high), color=_BAR, edgecolor="white", linewidth=0.3)
+        axes.hist(shown, bins=bins, range=(low, high), color=_BAR, edgecolor="white", linewidth=0.3)
     if name in _AT_ZERO:
         _logarithmic(axes)
     _note(axes, "\n".join(notes))
@@ -182,8 +191,7 @@ def _property(axes: "Axes", name: str, values: np.ndarray) -> None:
 
 def _logarithmic(axes: "Axes") -> None:
     axes.set_yscale("log")
-    axes.set_ylim(0.7, None)
-    axes.margins(y=0.16)
+    axes.set_ylim(0.7, 2 * axes.dataLim.y1)
     axes.minorticks_off()
 
 

@@ -73,10 +73,11 @@ def _column(path: Path, present: list[str], wanted: tuple[str, ...], what: str) 
 
 
 def _rows(names: list[str], records: Iterator[list[Any]], cif: str, key: str | None) -> Iterator[Row]:
+    """Rows of a table; the number of a row, which pandas writes without a name, is no property."""
     for place, record in enumerate(records):
         found = dict(itertools.zip_longest(names, record[: len(names)]))
         identity = str(found[key]) if key is not None and found[key] not in (None, "") else f"row {place}"
-        columns = {k: v for k, v in found.items() if k and k not in (cif, key)}
+        columns = {k: v for k, v in found.items() if k not in (cif, key, "") and not k.startswith("Unnamed: ")}
         yield Row(identity, str(found[cif] or ""), "cif", columns)
 
 
