@@ -17,7 +17,7 @@ from druse import Crystals, InputError  # noqa: E402
 from druse_export.data import CrystalTable  # noqa: E402
 from druse_export.models.cgcnn import CGCNN  # noqa: E402
 from druse_export.training.cgcnn import train_cgcnn  # noqa: E402
-from druse_export.training.settings import CGCNNSettings  # noqa: E402
+from druse_export.training.settings import CGCNNSettings, Machine  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and deprecated PyTorch calls
 
@@ -36,6 +36,7 @@ def rock_salts(n: int, seed: int) -> CrystalTable:
     return CrystalTable(crystals, tuple(map(str, range(n))), {"energy": lengths})
 
 
+CPU = Machine(accelerator="cpu", threads=1)
 SETTINGS = CGCNNSettings(property="energy", epochs=4, batch_size=16, ema=0.5, warmup_steps=2)
 
 
@@ -50,12 +51,14 @@ def train(folder: Path, die_in_epoch: int | None = None) -> CGCNN:
             if trainer.current_epoch == die_in_epoch and trainer.global_step % 5 == 2:  # type: ignore[attr-defined]
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return train_cgcnn(SETTINGS, rock_salts(80, 0), rock_salts(20, 1), folder, callbacks=[Die()], progress=False)
+    return train_cgcnn(
+        SETTINGS, rock_salts(80, 0), rock_salts(20, 1), folder, callbacks=[Die()], progress=False, machine=CPU
+    )
 
 
 def test_it_learns(tmp_path: Path) -> None:
     settings = CGCNNSettings(property="energy", epochs=12, batch_size=16, learning_rate=1e-2, ema=0.5, warmup_steps=8)
-    train_cgcnn(settings, rock_salts(120, 0), rock_salts(40, 1), tmp_path, progress=False)
+    train_cgcnn(settings, rock_salts(120, 0), rock_salts(40, 1), tmp_path, progress=False, machine=CPU)
     errors = [float(row["val_mae"]) for row in metrics(tmp_path) if row["val_mae"]]
     spread = float(np.abs(rock_salts(40, 1).properties["energy"] - 5.5).mean())
     assert errors[-1] < 0.5 * spread  # guessing the mean gives the spread
@@ -75,19 +78,31 @@ def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path) -> None
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     settings = CGCNNSettings(property="energy", epochs=1, batch_size=16)
-    train_cgcnn(settings, rock_salts(20, 0), rock_salts(5, 1), tmp_path, progress=False)
+    train_cgcnn(settings, rock_salts(20, 0), rock_salts(5, 1), tmp_path, progress=False, machine=CPU)
     with pytest.raises(InputError, match="holds a run with other settings"):
         train_cgcnn(
-            CGCNNSettings(property="energy", epochs=2), rock_salts(20, 0), rock_salts(5, 1), tmp_path, progress=False
+            CGCNNSettings(property="energy", epochs=2),
+            rock_salts(20, 0),
+            rock_salts(5, 1),
+            tmp_path,
+            progress=False,
+            machine=CPU,
         )
 
 
 def test_classes_and_bad_settings(tmp_path: Path) -> None:
     settings = CGCNNSettings(property="energy", task="classification", threshold=5.5, epochs=1, batch_size=16)
-    model = train_cgcnn(settings, rock_salts(40, 0), rock_salts(10, 1), tmp_path, progress=False)
+    model = train_cgcnn(settings, rock_salts(40, 0), rock_salts(10, 1), tmp_path, progress=False, machine=CPU)
     assert model.config.n_out == 2
     assert 0 <= float(metrics(tmp_path)[0]["val_accuracy"]) <= 1
     with pytest.raises(InputError, match="`threshold`"):
         CGCNNSettings(property="energy", task="classification")
     with pytest.raises(InputError, match="no property 'gap'; it has energy"):
-        train_cgcnn(CGCNNSettings(property="gap"), rock_salts(4, 0), rock_salts(4, 1), tmp_path / "x", progress=False)
+        train_cgcnn(
+            CGCNNSettings(property="gap"),
+            rock_salts(4, 0),
+            rock_salts(4, 1),
+            tmp_path / "x",
+            progress=False,
+            machine=CPU,
+        )

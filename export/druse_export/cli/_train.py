@@ -62,7 +62,7 @@ def _train(
     require("torch", "lightning", "pymatgen", purpose="training")
     from druse_export.data.table import default_cache
     from druse_export.training.job import KINDS, Data, job, override, read_toml, with_properties
-    from druse_export.training.runs import curve, load_tables, run
+    from druse_export.training.runs import best, load_tables, run
 
     stored = out / "job.toml"
     content = override(read_toml(config or stored) if config or stored.is_file() else {}, changes)
@@ -79,12 +79,12 @@ def _train(
         return
     _quiet()
     weights = run(this, out, tables, progress=not as_json)
-    best = {name: value for name, value in curve(out).best().items() if name.startswith("val_")}
+    figures = {name: value for name, value in best(out).items() if name.startswith("val_")}
     if first and as_json:
-        typer.echo(json.dumps({"run": str(out), "weights": str(weights), **best}, indent=2))
+        typer.echo(json.dumps({"run": str(out), "weights": str(weights), **figures}, indent=2))
     elif first:
-        figures = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in best.items())
-        page().print(f"[bold]{weights}[/]\nvalidation: {figures}", highlight=False, soft_wrap=True)
+        text = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in figures.items())
+        page().print(f"[bold]{weights}[/]\nvalidation: {text}", highlight=False, soft_wrap=True)
 
 
 _PATHS = ("train", "validation", "weights")

@@ -1,6 +1,7 @@
 """What the trainings of Con-CDVAE share: averaged weights, optimiser and schedule, logs, and the run's folder."""
 
 import contextlib
+import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ import lightning
 import msgspec
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from druse.errors import InputError
+from druse_export._files import whole_file
 from druse_export.training.average import Average
 from druse_export.training.settings import Machine, Settings
 
@@ -81,6 +83,33 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class Metrics(Callback):
+    """Writes ``metrics.csv``, a row for each epoch; the rows travel in the checkpoint, so a resumed run keeps them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _module: lightning.LightningModule) -> None:
+        """Adds a row and writes the file anew; it appears whole or not at all."""
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **figures})
+        if trainer.is_global_zero:
+            with whole_file(self.path, newline="") as file:
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The rows of the run that is resumed."""
+        self.rows = list(state_dict["rows"])
+
+
 def fit(
     settings: Settings,
     folder: Path,
@@ -115,11 +144,11 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         module = build()
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    with contextlib.suppress(ModuleNotFoundError):
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     own: list[Callback] = [
-        ModelCheckpoint(folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best"),
+        Metrics(folder / "metrics.csv"),
+        ModelCheckpoint(
+            folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best", save_on_train_epoch_end=True
+        ),
     ]
     if settings.patience:
         own.append(EarlyStopping("val_loss", patience=settings.patience))
@@ -132,7 +161,7 @@ def fit(
         precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         gradient_clip_val=settings.clip or None,
         gradient_clip_algorithm="value",
-        logger=loggers,
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[*own, *callbacks],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -151,7 +180,5 @@ def claim(folder: Path, settings: Settings) -> None:
     stored, text = folder / "settings.json", msgspec.json.format(msgspec.json.encode(settings))
     if stored.is_file() and stored.read_bytes() != text:
         raise InputError(f"{folder} holds a run with other settings; choose another folder, or the same settings")
-    folder.mkdir(parents=True, exist_ok=True)
-    part = stored.with_suffix(".part")
-    part.write_bytes(text)
-    part.replace(stored)
+    with whole_file(stored, "wb") as file:
+        file.write(text)

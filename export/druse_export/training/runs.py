@@ -1,7 +1,6 @@
 """A training run's folder: starting or resuming it, and the models that came out of it."""
 
 import csv
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -100,33 +99,22 @@ def stored_job(folder: Path) -> Job[Any]:
     return job(content, KINDS["cgcnn" if "property" in settings else kind])
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """Validation figures by epoch, from ``metrics.csv``: ``rows[k]["val_loss"]`` and so on."""
-
-    rows: tuple[dict[str, float], ...]
-
-    def best(self) -> dict[str, float]:
-        """The row of the lowest validation loss."""
-        return min(self.rows, key=lambda row: row["val_loss"])
-
-
-def curve(folder: Path) -> Curve:
-    """The validation curve of a run.
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The figures of a run, a row for each epoch: ``epoch``, ``step``, ``lr``, ``train_*`` and ``val_*``.
 
     Raises:
-        InputError: nothing was validated yet.
+        InputError: no epoch has ended yet.
     """
     path = folder / "metrics.csv"
-    rows: list[dict[str, float]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            validated = [row for row in csv.DictReader(file) if row.get("val_loss")]
-        rows = [{k: float(v) for k, v in row.items() if v and not k.startswith("train_")} for row in validated]
-    rows = [row for row in rows if math.isfinite(row["val_loss"])]
-    if not rows:
-        raise InputError(f"{folder} holds no validation figures yet; let it train for an epoch")
-    return Curve(tuple(rows))
+    if not path.is_file():
+        raise InputError(f"{folder} holds no figures yet; let it train for an epoch")
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def best(folder: Path) -> dict[str, float]:
+    """The row of the lowest validation loss."""
+    return min(curve(folder), key=lambda row: row.get("val_loss", math.inf))
 
 
 def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "best.ckpt") -> Path:
@@ -153,7 +141,7 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     model = _untrained(settings)
     model.load_state_dict(state)
     epoch = int(content["epoch"])
-    rows = [row for row in curve(folder).rows if int(row["epoch"]) == epoch]
+    rows = [row for row in curve(folder) if int(row["epoch"]) == epoch]
     facts = {"epoch": str(epoch), "step": str(content["global_step"])}
     facts |= {k: f"{v:.6g}" for k, v in (rows[-1] if rows else {}).items() if k.startswith("val_")}
     out = out or folder / WEIGHTS
