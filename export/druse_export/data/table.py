@@ -6,19 +6,18 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from loky import ProcessPoolExecutor
 
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
@@ -173,7 +172,8 @@ def _understand_all(rows: list[Row], niggli: bool, jobs: int) -> Iterator[Any]:
     if jobs == 1 or len(chunks) <= 1:
         yield from itertools.chain.from_iterable(map(_understand_chunk, chunks))
         return
-    pool = ProcessPoolExecutor(min(jobs, len(chunks)), mp_context=multiprocessing.get_context("spawn"))
+    # not the standard library's pool, whose processes would run the caller's script again unless it guards itself
+    pool = ProcessPoolExecutor(min(jobs, len(chunks)))
     try:
         # Ctrl-C goes to a terminal's whole group; the processes started here leave it to this one
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -187,7 +187,7 @@ def _understand_all(rows: list[Row], niggli: bool, jobs: int) -> Iterator[Any]:
             "a process that reads structures was killed, for want of memory perhaps; let fewer work at a time (jobs)"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(kill_workers=True)
 
 
 def _understand_chunk(work: tuple[list[Row], bool]) -> list[Any]:
