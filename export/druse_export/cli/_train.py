@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.syntax import Syntax
+from rich.table import Table
 
 from druse_export.cli._show import counting, page
 
@@ -78,13 +79,12 @@ def _train(
     if show:
         return
     _quiet()
-    weights = run(this, out, tables, progress=not as_json)
+    weights = run(this, out, tables, progress=not as_json and Console(stderr=True).is_terminal)
     figures = {name: value for name, value in best(out).items() if name.startswith("val_")}
     if first and as_json:
         typer.echo(json.dumps({"run": str(out), "weights": str(weights), **figures}, indent=2))
     elif first:
-        text = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in figures.items())
-        page().print(f"[bold]{weights}[/]\nvalidation: {text}", highlight=False, soft_wrap=True)
+        _print_figures(figures, weights)
 
 
 _PATHS = ("train", "validation", "weights")
@@ -111,6 +111,24 @@ def _print(job: "Job[Any]", sizes: list[int], skipped: list[int]) -> None:
         f"[bold]{sizes[1]:,}[/] to validate on ({skipped[1]} skipped)",
         highlight=False,
     )
+
+
+_UNITS = {"mae": "in the property's unit", "kl": "nat", "lengths_error": "of the length", "angles_error": "degrees",
+          "volume_error": "of the volume"}  # fmt: skip
+
+
+def _print_figures(figures: dict[str, float], weights: Path) -> None:
+    console = page()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("on the validation data")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for name, value in figures.items():
+        name = name.removeprefix("val_")
+        shown = f"{value:.1%}" if name == "accuracy" or name.endswith("_accuracy") else f"{value:.4g}"
+        table.add_row(name.replace("_", " "), shown, _UNITS.get(name, ""))
+    console.print(table)
+    console.print(f"averaged weights of that epoch: [bold]{weights}[/]", highlight=False, soft_wrap=True)
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning
 import msgspec
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -110,6 +110,17 @@ class Metrics(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class Bar(RichProgressBar):
+    """A bar for each epoch, on standard error, with the losses that matter."""
+
+    def __init__(self) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        """Without Lightning's own count of runs."""
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+
 def fit(
     settings: Settings,
     folder: Path,
@@ -150,6 +161,8 @@ def fit(
             folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best", save_on_train_epoch_end=True
         ),
     ]
+    if progress:
+        own.append(Bar())
     if settings.patience:
         own.append(EarlyStopping("val_loss", patience=settings.patience))
     accelerator: Any = machine.accelerator
