@@ -148,7 +148,7 @@ class BasisSum(torch.autograd.Function):
         n_channels = basis.shape[1]
         given = gradients[0].reshape(len(weights), weights.shape[1] // len(basis), 1, n_channels).to(x.dtype)
         of_weights, of_x = torch.empty_like(weights), torch.empty_like(x)
-        of_basis = torch.zeros(basis.shape, dtype=torch.float32, device=basis.device)
+        of_basis = torch.zeros_like(basis, dtype=torch.promote_types(basis.dtype, torch.float32))
         for piece in _pieces(weights, n_channels):
             inner = torch.bmm(weights[piece], x[piece]).reshape(*given[piece].shape[:2], *basis.shape)
             of_basis += inner.mul_(given[piece]).flatten(0, 1).sum(0)
