@@ -65,6 +65,7 @@ def test_two_processes_train_one_model(vae_run: Path) -> None:
     assert model.config.conditions[0].name == "energy"
     assert {"epoch", "step", "val_loss", "val_coordinates", "job"} <= facts.keys()
     assert int(facts["step"]) in (4, 8)
+    assert 'train = "train.csv"' in facts["job"]  # no path of the machine
     assert stored_job(vae_run).machine.devices == 2
     assert {"job.toml", "settings.json", "metrics.csv", "last.ckpt", "best.ckpt"} <= {p.name for p in vae_run.iterdir()}
     assert list((vae_run / "tensorboard").iterdir())

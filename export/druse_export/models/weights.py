@@ -8,10 +8,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from druse.errors import InputError
+from druse_export._files import whole_file
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
 from druse_export.models.prior import Prior, PriorConfig
@@ -40,9 +41,9 @@ def save_weights(model: CGCNN | ConCDVAE | Prior, path: Path, *, facts: Mapping[
         name: (value.half() if name in parameters else value).contiguous().cpu()
         for name, value in model.state_dict().items()
     }
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={**facts, "config": msgspec.json.encode(model.config).decode()})
-    part.replace(path)
+    content = save(tensors, metadata={**facts, "config": msgspec.json.encode(model.config).decode()})
+    with whole_file(path, "wb") as file:
+        file.write(content)
 
 
 def read_cgcnn_weights(path: Path) -> tuple[CGCNN, dict[str, str]]:

@@ -19,7 +19,7 @@ from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
 from druse_export.models.weights import digest, read_vae_weights, save_weights
 from druse_export.training.cgcnn import train_cgcnn
-from druse_export.training.job import KINDS, Data, Job, job, read_toml, store
+from druse_export.training.job import KINDS, Data, Job, as_toml, job, read_toml, store
 from druse_export.training.prior import train_prior
 from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
 from druse_export.training.step_one import train_vae
@@ -131,7 +131,8 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     Raises:
         InputError: the run has no such checkpoint.
     """
-    settings = stored_job(folder).settings
+    stored = stored_job(folder)
+    settings = stored.settings
     path = folder / checkpoint
     if not path.is_file():
         raise InputError(f"{folder} has no {checkpoint} yet; let it train for an epoch")
@@ -144,8 +145,10 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     rows = [row for row in curve(folder) if int(row["epoch"]) == epoch]
     facts = {"epoch": str(epoch), "step": str(content["global_step"])}
     facts |= {k: f"{v:.6g}" for k, v in (rows[-1] if rows else {}).items() if k.startswith("val_")}
+    names = {name: Path(getattr(stored.data, name)).name for name in ("train", "validation", "weights")}
+    nameless = msgspec.structs.replace(stored, data=msgspec.structs.replace(stored.data, **names))
     out = out or folder / WEIGHTS
-    save_weights(model, out, facts={**facts, "job": (folder / "job.toml").read_text()})
+    save_weights(model, out, facts={**facts, "job": as_toml(nameless)})  # weights travel; paths stay at home
     return out
 
 
