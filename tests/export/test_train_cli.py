@@ -18,8 +18,9 @@ from training_data import SMALL, rock_salts, write_csv
 
 from druse import InputError
 from druse_export.models.weights import read_prior_weights, read_vae_weights
-from druse_export.training.job import KINDS, as_toml, job, override, read_toml, with_properties
+from druse_export.training.job import KINDS, as_toml, job, with_properties
 from druse_export.training.runs import stored_job
+from druse_export.training.toml import override, read_toml
 
 SIZES = [
     f"--set=settings.model.{name}={getattr(SMALL, name)}"

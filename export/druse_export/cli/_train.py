@@ -59,16 +59,20 @@ def _train(
 ) -> None:
     from druse.errors import InputError
     from druse_export._dependencies import require
-
-    require("torch", "lightning", "pymatgen", purpose="training")
-    from druse_export.data.table import default_cache
-    from druse_export.training.job import KINDS, Data, job, override, read_toml, with_properties
-    from druse_export.training.runs import best, load_tables, run
+    from druse_export.training.toml import override, read_toml
 
     stored = out / "job.toml"
     content = override(read_toml(config or stored) if config or stored.is_file() else {}, changes)
-    if "train" not in content.get("data", {}):
+    if "train" not in content.get("data", {}):  # before torch is imported, which takes seconds
         raise InputError(f"{out} holds no run yet, so give --data FILE, or --config FILE, to say what to train on")
+    missing = [content["data"][k] for k in _PATHS if content["data"].get(k) and not Path(content["data"][k]).exists()]
+    if missing:
+        raise InputError(f"{missing[0]} does not exist; give a file or folder that does")
+    require("torch", "lightning", "pymatgen", purpose="training")
+    from druse_export.data.table import default_cache
+    from druse_export.training.job import KINDS, Data, job, with_properties
+    from druse_export.training.runs import best, load_tables, run
+
     content["data"] = {k: str(Path(v).resolve()) if k in _PATHS and v else v for k, v in content["data"].items()}
     with counting("reading", wanted=not as_json) as progress:
         tables = load_tables(_convert(content["data"], Data), cache=cache or default_cache(), progress=progress)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
 from druse.crystals import Crystals
@@ -18,6 +18,7 @@ from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAEConfig
 from druse_export.models.dimenet import EncoderGeometry
 from druse_export.models.geometry import crystal_of_atom, encoder_geometry, encoder_graph
+from druse_export.training.settings import Settings
 
 
 class CrystalBatch(NamedTuple):
@@ -163,3 +164,30 @@ class InOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for number in range(self.rank, math.ceil(self.size / self.batch_size), self.world):
             yield list(range(number * self.batch_size, min((number + 1) * self.batch_size, self.size)))
+
+
+def loaders(
+    trained: Dataset[Any], held: Dataset[Any], settings: Settings, *, rank: int, world: int, workers: int = 0
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Loaders of training and validation data; an index of either data set is the list of a batch's members.
+
+    ``workers`` processes prepare batches beside the one that trains.
+    """
+    sizes = [len(data) for data in (trained, held)]  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "batch_size": None,
+        "collate_fn": _as_it_is,  # the default would make tensors of the host's arrays
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        # a fork would inherit the native library's threads without their work
+        "multiprocessing_context": "spawn" if workers else None,
+    }
+    stream = Stream(
+        sizes[0], settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world
+    )
+    order = InOrder(sizes[1], settings.batch_size, rank=rank, world=world)
+    return DataLoader(trained, sampler=stream, **options), DataLoader(held, sampler=order, **options)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -9,13 +9,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from druse.errors import InputError
 from druse.graphs import radius_graph
 from druse_export.data import CrystalTable
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig, NeighborTable, neighbor_table
-from druse_export.training.batches import InOrder, Stream
+from druse_export.training.batches import loaders
 from druse_export.training.module import TrainingModule, fit
 from druse_export.training.settings import CGCNNSettings, Machine
 
@@ -123,13 +122,9 @@ def train_cgcnn(
             model.target_std.copy_(batches.targets.std())
         return CGCNNModule(settings, model)
 
-    def loaders(rank: int, world: int) -> tuple[Any, Any]:
-        stream = Stream(
-            len(batches), settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world
-        )
-        order = InOrder(len(held), settings.batch_size, rank=rank, world=world)
-        return DataLoader(batches, sampler=stream, batch_size=None), DataLoader(held, sampler=order, batch_size=None)
+    def both(rank: int, world: int) -> tuple[Any, Any]:
+        return loaders(batches, held, settings, rank=rank, world=world)
 
-    module = fit(settings, folder, build, loaders, machine=machine or Machine(), callbacks=callbacks, progress=progress)
+    module = fit(settings, folder, build, both, machine=machine or Machine(), callbacks=callbacks, progress=progress)
     averaged: Any = module.averaged.model
     return averaged.eval()

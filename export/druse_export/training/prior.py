@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from druse.errors import InputError
 from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
-from druse_export.training.batches import CrystalBatches, InOrder, Stream, property_values, usable
+from druse_export.training.batches import CrystalBatches, InOrder, loaders, property_values, usable
 from druse_export.training.module import TrainingModule, fit
 from druse_export.training.settings import Machine, PriorSettings
 from druse_export.training.vae import Draws
@@ -133,13 +133,9 @@ def train_prior(
     def build() -> PriorModule:
         return PriorModule(settings, Prior(settings.prior))
 
-    def loaders(rank: int, world: int) -> tuple[Any, Any]:
-        stream = Stream(
-            len(trained), settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world
-        )
-        order = InOrder(len(held), settings.batch_size, rank=rank, world=world)
-        return DataLoader(trained, sampler=stream, batch_size=None), DataLoader(held, sampler=order, batch_size=None)
+    def both(rank: int, world: int) -> tuple[Any, Any]:
+        return loaders(trained, held, settings, rank=rank, world=world)
 
-    module = fit(settings, folder, build, loaders, machine=machine, callbacks=callbacks, progress=progress)
+    module = fit(settings, folder, build, both, machine=machine, callbacks=callbacks, progress=progress)
     averaged: Any = module.averaged.model
     return averaged.eval()

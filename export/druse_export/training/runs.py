@@ -19,10 +19,11 @@ from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
 from druse_export.models.weights import digest, read_vae_weights, save_weights
 from druse_export.training.cgcnn import train_cgcnn
-from druse_export.training.job import KINDS, Data, Job, as_toml, job, read_toml, store
+from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
 from druse_export.training.prior import train_prior
 from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
 from druse_export.training.step_one import train_vae
+from druse_export.training.toml import read_toml
 
 WEIGHTS = "model.safetensors"
 Tables = tuple[CrystalTable, CrystalTable]

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
 from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.weights import start_from
-from druse_export.training.batches import CrystalBatch, CrystalBatches, InOrder, Stream
+from druse_export.training.batches import CrystalBatches, Stream, loaders
 from druse_export.training.module import fit
 from druse_export.training.settings import Machine, VAESettings
 from druse_export.training.vae import VAEModule, fit_scales
@@ -45,31 +44,12 @@ def train_vae(
         fit_scales(model, first, settings.seed)
         return VAEModule(settings, model, len(batches))
 
-    def loaders(rank: int, world: int) -> tuple[Any, Any]:
-        workers: dict[str, Any] = {
-            "batch_size": None,
-            "collate_fn": _as_it_is,  # the default would make tensors of the host's arrays
-            "num_workers": machine.workers,
-            "persistent_workers": machine.workers > 0,
-            # a fork would inherit the native library's threads without their work
-            "multiprocessing_context": "spawn" if machine.workers else None,
-        }
-        stream = Stream(
-            len(batches), settings.batch_size, settings.seed, steps=settings.steps_per_epoch, rank=rank, world=world
-        )
-        order = InOrder(len(held), settings.batch_size, rank=rank, world=world)
-        return (
-            DataLoader(batches, sampler=stream, **workers),
-            DataLoader(held, sampler=order, **workers),
-        )
+    def both(rank: int, world: int) -> tuple[Any, Any]:
+        return loaders(batches, held, settings, rank=rank, world=world, workers=machine.workers)
 
-    module = fit(settings, folder, build, loaders, machine=machine, callbacks=callbacks, progress=progress)
+    module = fit(settings, folder, build, both, machine=machine, callbacks=callbacks, progress=progress)
     averaged: Any = module.averaged.model
     return averaged.eval()
-
-
-def _as_it_is(batch: CrystalBatch) -> CrystalBatch:
-    return batch
 
 
 def _parameters(batches: CrystalBatches) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
