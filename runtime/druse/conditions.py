@@ -1,12 +1,25 @@
 """Properties that a model is conditioned on or predicts: their names, kinds, units and ranges."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
+import numpy as np
 
+from druse._arrays import as_array
+from druse.elements import N_FEATURES, element_features, parse_formula
 from druse.errors import InputError
 
-__all__ = ["CRYSTAL_SYSTEMS", "ClassProperty", "CompositionProperty", "Property", "ScalarProperty", "crystal_system"]
+__all__ = [
+    "CRYSTAL_SYSTEMS",
+    "ClassProperty",
+    "CompositionProperty",
+    "Property",
+    "ScalarProperty",
+    "crystal_system",
+    "encode",
+]
 
 CRYSTAL_SYSTEMS = ("triclinic", "trigonal", "monoclinic", "orthorhombic", "tetragonal", "hexagonal", "cubic")
 """Con-CDVAE's codes are the places in this list."""
@@ -86,3 +99,78 @@ class CompositionProperty(msgspec.Struct, frozen=True, tag="composition", forbid
 
 
 Property = ScalarProperty | ClassProperty | CompositionProperty
+
+
+def encode(properties: Sequence[Property], values: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:
+    """Values of properties as the networks take them.
+
+    Args:
+        properties: those that are wanted.
+        values: by name: numbers; class numbers or labels; formulas, or ``[n, 92]`` averaged element features. One for
+            all, or one for each.
+        n: how many.
+
+    Returns:
+        By name: scalars ``[n]`` float32, classes ``[n]`` int32, compositions ``[n, 92]`` float32.
+
+    Raises:
+        InputError: a property is missing or not among those wanted, or a value is not one of its values.
+    """
+    names = [spec.name for spec in properties]
+    if set(names) != set(values):
+        raise InputError(
+            f"values must be given of exactly the properties {', '.join(names)}; got {', '.join(values) or 'none'}"
+        )
+    return {spec.name: _encode(spec, values[spec.name], n) for spec in properties}
+
+
+def _encode(spec: Property, value: Any, n: int) -> np.ndarray:
+    if isinstance(spec, CompositionProperty):
+        return _compositions(spec.name, value, n)
+    if isinstance(spec, ClassProperty):
+        given = [value] * n if isinstance(value, str) else value
+        if np.ndim(given) == 1 and any(isinstance(entry, str) for entry in given):
+            given = [_class_number(spec, entry) for entry in given]
+        numbers = as_array(spec.name, _for_each(given, n), np.int32, n)
+        if n and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
+            raise InputError(
+                f"`{spec.name}` must be class numbers from 0 to {spec.n_classes - 1}, got {numbers.min()} to "
+                f"{numbers.max()}"
+            )
+        return np.ascontiguousarray(numbers)
+    scalars = as_array(spec.name, _for_each(value, n), np.float32, n)
+    if not np.isfinite(scalars).all():
+        raise InputError(f"`{spec.name}` must be finite, got {scalars[~np.isfinite(scalars)][0]}")
+    return np.ascontiguousarray(scalars)
+
+
+def _for_each(value: Any, n: int) -> Any:
+    return np.broadcast_to(np.asarray(value), n) if np.ndim(value) == 0 else value
+
+
+def _class_number(spec: ClassProperty, entry: Any) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    if entry not in spec.labels:
+        known = f"one of {', '.join(spec.labels)}" if spec.labels else f"a number from 0 to {spec.n_classes - 1}"
+        raise InputError(f"`{spec.name}` must be {known}, got {entry!r}")
+    return spec.labels.index(entry)
+
+
+def _compositions(name: str, value: Any, n: int) -> np.ndarray:
+    if isinstance(value, str):
+        value = [value] * n
+    if np.ndim(value) == 1 and all(isinstance(entry, str) for entry in value):
+        features = element_features()
+        rows = []
+        for entry in value:
+            amounts = parse_formula(entry)
+            if max(amounts) >= len(features):
+                raise InputError(
+                    f"`{name}`: {entry} has an element beyond number {len(features) - 1}; none is described"
+                )
+            numbers, counts = np.array(list(amounts)), np.array(list(amounts.values()))
+            rows.append(counts @ features[numbers].astype(np.float64) / counts.sum())
+        value = np.array(rows, np.float32).reshape(-1, N_FEATURES)
+    averaged: np.ndarray = as_array(name, value, np.float32, n, N_FEATURES)
+    return averaged

@@ -13,8 +13,9 @@ import pytest
 from druse import graphs
 
 NAMES = """
-errors _arrays _native lattice crystals elements conditions bundle _graph graphs __init__ basis backends schedules noise
-sampling generate runs io properties evaluate screening relax report campaign _probes doctor cli __main__
+errors _arrays _native lattice crystals elements conditions _manifest _onnx bundle _graph graphs __init__ basis backends
+schedules noise sampling _score model generate runs io properties verify evaluate screening relax report
+campaign _probes doctor cli __main__
 """
 ORDER = NAMES.split()
 """A private module stands just before the public one that it belongs to, the package after what it names."""

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from druse import properties
 from druse.elements import element_features
-from druse.errors import InputError
 from druse.graphs import Graph
 
 
@@ -58,25 +58,9 @@ class NeighborTable(NamedTuple):
 
 
 def neighbor_table(graph: Graph, species: np.ndarray, config: CGCNNConfig) -> NeighborTable:
-    """The table of a directed graph with at most ``n_neighbors`` edges into each atom.
-
-    Raises:
-        InputError: the graph is symmetrised, or has more edges into an atom.
-    """
-    if graph.is_half or int(graph.degree.max(initial=0)) > config.n_neighbors:
-        raise InputError(
-            f"CGCNN needs directed edges, at most {config.n_neighbors} into an atom; build the graph with "
-            f"max_neighbors={config.n_neighbors}, shell_tolerance=None and symmetrise='none'"
-        )
-    n_atoms, width = graph.n_atoms, config.n_neighbors
+    """`druse.properties.neighbor_table` as tensors, with what else the network takes."""
+    neighbor, distance = properties.neighbor_table(graph, config.n_neighbors, config.cutoff)
     sizes = np.diff(graph.offsets)
-    neighbor = np.repeat(np.repeat(graph.offsets[:-1], sizes)[:, None], width, axis=1)
-    distance = np.full((n_atoms, width), config.cutoff + 1.0, np.float32)
-    used = np.arange(graph.in_edge.shape[1]) < graph.degree[:, None]
-    rows, columns = np.nonzero(used)
-    edges = graph.in_edge[rows, columns]
-    neighbor[rows, columns] = graph.src[edges]
-    distance[rows, columns] = graph.distance[edges]
     return NeighborTable(
         atom_types=torch.from_numpy(species.astype(np.int64)),
         neighbor=torch.from_numpy(neighbor),
@@ -131,19 +115,30 @@ class CGCNN(nn.Module):
         self.dropout = nn.Dropout(0.5 if config.task == "classification" else 0.0)
         self.out = nn.Linear(config.hidden, config.n_out)
 
-    def forward(self, table: NeighborTable) -> Tensor:
-        """``[B]`` standardised values, or ``[B, n_out]`` log-probabilities."""
-        v = self.embedding(self.features[table.atom_types])
-        gaussians = torch.exp(-(((table.distance[..., None] - self.centres) / self.config.spacing) ** 2))
+    def embed(self, atom_types: Tensor, neighbor: Tensor, distance: Tensor) -> Tensor:
+        """Atoms, their neighbours and distances, as in `NeighborTable`, to features ``[N, atom]``."""
+        v = self.embedding(self.features.index_select(0, atom_types))
+        gaussians = torch.exp(-(((distance[..., None] - self.centres) / self.config.spacing) ** 2))
         for convolution in self.convolutions:
-            v = convolution(v, gaussians, table.neighbor)
-        total = torch.zeros(len(table.n_atoms), v.shape[1], dtype=v.dtype, device=v.device)
-        mean = total.index_add(0, table.crystal, v) / table.n_atoms[:, None]
+            v = convolution(v, gaussians, neighbor)
+        return v
+
+    def read_out(self, mean: Tensor) -> Tensor:
+        """The mean over each crystal's atoms ``[B, atom]`` to what `forward` gives."""
         h = functional.softplus(self.hidden(functional.softplus(mean)))
         out = self.out(self.dropout(h))
         return out.squeeze(-1) if self.config.task == "regression" else functional.log_softmax(out, dim=-1)
 
+    def forward(self, table: NeighborTable) -> Tensor:
+        """``[B]`` standardised values, or ``[B, n_out]`` log-probabilities."""
+        v = self.embed(table.atom_types, table.neighbor, table.distance)
+        total = torch.zeros(len(table.n_atoms), v.shape[1], dtype=v.dtype, device=v.device)
+        return self.read_out(total.index_add(0, table.crystal, v) / table.n_atoms[:, None])
+
+    def in_units(self, out: Tensor) -> Tensor:
+        """What `forward` gives as values in the property's unit, or as probabilities."""
+        return out * self.target_std + self.target_mean if self.config.task == "regression" else out.exp()
+
     def predict(self, table: NeighborTable) -> Tensor:
         """``[B]`` values in the property's unit, or ``[B, n_out]`` probabilities."""
-        out = self(table)
-        return out * self.target_std + self.target_mean if self.config.task == "regression" else out.exp()
+        return self.in_units(self(table))

@@ -1,0 +1,247 @@
+"""The other networks as they leave PyTorch: plain tensors in and out, constants folded, in the units of the manifest.
+
+Each has ``inputs`` and ``outputs``, the signature that the manifest records; the arguments of ``forward`` come in that
+order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from druse.bundle import Tensor as Spec
+from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
+from druse_export.bundles.decoder import Decoder, rows
+from druse_export.models.cgcnn import CGCNN
+from druse_export.models.con_cdvae import ConCDVAE
+from druse_export.models.condition import N_ELEMENT_FEATURES, Condition
+from druse_export.models.prior import Prior
+
+Signature = tuple[Spec, ...]
+
+
+def float32(name: str, *shape: int | str) -> Spec:
+    """A float32 tensor of a signature."""
+    return Spec(name=name, dtype="float32", shape=shape)
+
+
+def int32(name: str, *shape: int | str) -> Spec:
+    """An int32 tensor of a signature."""
+    return Spec(name=name, dtype="int32", shape=shape)
+
+
+class Exported(nn.Module):
+    """A network with its signature."""
+
+    inputs: Signature
+    outputs: Signature
+
+
+def property_inputs(properties: Sequence[Property]) -> Signature:
+    """Scalars and class numbers ``[crystals]``, compositions ``[crystals, 92]``."""
+    found = []
+    for spec in properties:
+        if isinstance(spec, ScalarProperty):
+            found.append(float32(spec.name, "crystals"))
+        elif isinstance(spec, ClassProperty):
+            found.append(int32(spec.name, "crystals"))
+        elif isinstance(spec, CompositionProperty):
+            found.append(float32(spec.name, "crystals", N_ELEMENT_FEATURES))
+    return tuple(found)
+
+
+class ExportedCondition(Exported):
+    """Properties, and z last, to z_con (eqs 10 and 11)."""
+
+    def __init__(self, model: ConCDVAE) -> None:
+        super().__init__()
+        self.condition, self.z_condition = model.condition, model.z_condition
+        self.inputs = (*property_inputs(model.config.conditions), float32("z", "crystals", model.config.latent))
+        self.outputs = (float32("z_con", "crystals", model.config.latent),)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The properties' values in order, then z."""
+        condition = embed(self.condition, values[:-1])
+        return self.z_condition(torch.cat([values[-1], condition], dim=-1))
+
+
+def embed(condition: Condition, values: Sequence[Tensor]) -> Tensor:
+    """The Condition block on values in the order of its properties."""
+    return condition({spec.name: value for spec, value in zip(condition.properties, values, strict=True)})
+
+
+class ExportedHeads(Exported):
+    """z_con to atom count logits, the lattice in its units, and composition logits."""
+
+    def __init__(self, model: ConCDVAE) -> None:
+        super().__init__()
+        config, self.heads = model.config, model.heads
+        self.inputs = (float32("z_con", "crystals", config.latent),)
+        self.outputs = (
+            float32("n_atoms", "crystals", config.max_atoms + 1),
+            float32("lattice", "crystals", 6),
+            float32("composition", "crystals", config.decoder.n_species),
+        )
+
+    def forward(self, z_con: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The lattice: lengths over the cube root of the number of atoms in Angstrom, angles in degrees."""
+        n_atoms, lattice, composition = self.heads(z_con)
+        return n_atoms, lattice * self.heads.lattice_std + self.heads.lattice_mean, composition
+
+
+class ExportedProjection(Exported):
+    """z_con to what it adds to every atom of the decoder."""
+
+    def __init__(self, model: ConCDVAE) -> None:
+        super().__init__()
+        config, layer = model.config.decoder, model.decoder.atom_latent
+        _, of_latent, _ = torch.split(layer.weight, [config.atom, config.latent, config.time], dim=1)
+        self.weight = nn.Parameter(of_latent.detach().T.contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        self.inputs = (float32("z_con", "crystals", config.latent),)
+        self.outputs = (float32("latent", "crystals", config.atom),)
+
+    def forward(self, z_con: Tensor) -> Tensor:
+        """One product."""
+        return torch.matmul(z_con, self.weight) + self.bias
+
+
+class ExportedPredictor(Exported):
+    """z to the predicted properties: scalars in their unit, classes as probabilities."""
+
+    def __init__(self, model: ConCDVAE) -> None:
+        super().__init__()
+        self.predictor = model.predictor
+        self.inputs = (float32("z", "crystals", model.config.latent),)
+        self.outputs = tuple(
+            float32(spec.name, "crystals", spec.n_classes)
+            if isinstance(spec, ClassProperty)
+            else float32(spec.name, "crystals")
+            for spec in self.predictor.properties
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        """One output for each property."""
+        outputs = []
+        for spec, value in zip(self.predictor.properties, self.predictor(z).values(), strict=True):
+            if isinstance(spec, ScalarProperty):
+                outputs.append(value * (spec.maximum - spec.minimum) + spec.minimum)
+            else:
+                outputs.append(functional.softmax(value, dim=-1))
+        return tuple(outputs)
+
+
+class ExportedPriorCondition(Exported):
+    """Properties to what they add to every layer of the prior's network, biases included."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        config, layers = prior.config, prior_layers(prior)
+        self.condition = prior.condition
+        pieces = [layer.weight[:, -config.condition - config.time : -config.time] for layer in layers]
+        self.weight = nn.Parameter(torch.cat(pieces).detach().T.contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]).detach(), requires_grad=False)
+        self.inputs = property_inputs(config.conditions)
+        self.outputs = (float32("terms", "crystals", len(self.bias)),)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The properties' values in order."""
+        return torch.matmul(embed(self.condition, values), self.weight) + self.bias
+
+
+class ExportedPrior(Exported):
+    """The prior's network; what properties and time add to its layers is not computed here but given and looked up."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        config, layers = prior.config, prior_layers(prior)
+        extra = config.condition + config.time
+        self.weights = nn.ParameterList(
+            nn.Parameter(layer.weight[:, :-extra].detach().T.contiguous(), requires_grad=False) for layer in layers
+        )
+        of_time = torch.cat([layer.weight[:, -config.time :] for layer in layers])
+        steps = prior.time(torch.arange(config.n_steps)) @ of_time.T
+        self.steps = nn.Parameter(steps.detach(), requires_grad=False)
+        self.sizes = [len(layer.bias) for layer in layers]
+        self.inputs = (
+            float32("z", "crystals", config.latent),
+            float32("terms", "crystals", sum(self.sizes)),
+            int32("step", 1),
+        )
+        self.outputs = (float32("eps", "crystals", config.latent),)
+
+    def forward(self, z: Tensor, terms: Tensor, step: Tensor) -> Tensor:
+        """The predicted noise of a step; see `druse_export.models.prior.ResidualUNet`."""
+        added = list(torch.split(terms + rows(self.steps, step), self.sizes, dim=1))
+        weights = list(self.weights)
+        n_down = len(weights) // 2 - 1
+        x, skips = z, []
+        for weight, term in zip(weights[:n_down], added[:n_down], strict=True):
+            x = torch.relu(torch.matmul(x, weight) + term)
+            skips.append(x)
+        x = torch.relu(torch.matmul(x, weights[n_down]) + added[n_down])
+        for weight, term, skip in zip(weights[n_down + 1 : -1], added[n_down + 1 : -1], reversed(skips), strict=True):
+            x = torch.relu(torch.matmul(x + skip, weight) + term)
+        return torch.matmul(x + z, weights[-1]) + added[-1]
+
+
+def prior_layers(prior: Prior) -> list[nn.Linear]:
+    """The linear layers of the prior's network, in the order in which they act."""
+    network = prior.network
+    return [*network.down, network.middle, *network.up, network.out]
+
+
+class ExportedDecoder(Exported):
+    """`druse_export.bundles.decoder.Decoder` with its signature."""
+
+    def __init__(self, model: ConCDVAE) -> None:
+        super().__init__()
+        config = model.config.decoder
+        self.decoder = Decoder(model.decoder, model.time, model.config.n_levels)
+        self.inputs = (
+            float32("latent", "crystals", config.atom),
+            int32("level", "crystals"),
+            int32("species", "atoms"),
+            int32("crystal", "atoms"),
+            float32("radial", "edges", config.n_radial),
+            float32("legendre", "atoms", "degree", config.n_spherical, "degree"),
+            int32("src", "edges"),
+            int32("dst", "edges"),
+            int32("in_edge", "atoms", "degree"),
+            float32("valid", "atoms", "degree"),
+            int32("slot", "directed"),
+        )
+        self.outputs = (float32("force", 2, "edges"), float32("logits", "atoms", config.n_species))
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's arguments in order."""
+        return self.decoder(*values)
+
+
+class ExportedCGCNN(Exported):
+    """A CGCNN on its neighbour table (`druse_export.models.cgcnn.NeighborTable`)."""
+
+    def __init__(self, model: CGCNN) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.inputs = (
+            int32("species", "atoms"),
+            int32("neighbor", "atoms", config.n_neighbors),
+            float32("distance", "atoms", config.n_neighbors),
+            int32("member", "crystals", "members"),
+            float32("share", "crystals", "members"),
+        )
+        width = () if config.task == "regression" else (config.n_out,)
+        self.outputs = (float32("value", "crystals", *width),)
+
+    def forward(self, species: Tensor, neighbor: Tensor, distance: Tensor, member: Tensor, share: Tensor) -> Tensor:
+        """``member`` holds the atoms of each crystal, ``share`` 1 / their number, or 0 in padding.
+
+        Returns values in the property's unit, or probabilities.
+        """
+        model = self.model
+        v = model.embed(species, neighbor, distance)
+        mean = torch.matmul(share[:, None, :], rows(v, member)).squeeze(1)
+        return model.in_units(model.read_out(mean))

@@ -1,0 +1,127 @@
+"""What runs a bundle's networks. A backend knows ONNX files and arrays, and nothing of crystals.
+
+==================  ===========  =====================================================================================
+name                extra        how it runs
+==================  ===========  =====================================================================================
+``ort-cpu``         ``cpu``      ONNX Runtime, one thread for each call, as many calls side by side as threads are
+                                 given. float32. The same bytes whatever the threads and the rest of the batch.
+``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
+==================  ===========  =====================================================================================
+
+A backend that is asked for by name runs or raises; ``auto`` takes the first that can run, and logs which.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from druse._arrays import number
+from druse.bundle import Network, Precision
+from druse.errors import DeviceError, InputError, MissingDependencyError
+
+__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "Runner", "open_backend"]
+
+_log = logging.getLogger(__name__)
+
+Runner = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
+"""A network that is ready: arrays by the names of its inputs, to arrays in the order of its outputs."""
+
+
+class OutOfMemoryError(DeviceError, MemoryError):
+    """The memory for one call could not be had; the same work in smaller pieces may fit."""
+
+
+class Backend(Protocol):
+    """Where networks run.
+
+    Attributes:
+        name: as in `BACKENDS`.
+        precision: of products.
+        workers: calls of runners that may run side by side, each from a thread of its own.
+        memory: bytes that are free for inputs, outputs and what stands between them, over all workers.
+    """
+
+    name: str
+    precision: Precision
+    workers: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes free now."""
+        ...
+
+    def load(self, content: bytes, network: Network) -> Runner:
+        """Make a network ready.
+
+        Args:
+            content: of its ONNX file.
+            network: its signature.
+
+        Raises:
+            InputError: the file does not have this signature, or is no network.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The library, its version, and how it is set."""
+        ...
+
+
+def _ort_cpu(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._ort import OrtCPU
+
+    return OrtCPU(precision, n_threads)
+
+
+def _ort_openvino(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._openvino import OrtOpenVINO
+
+    return OrtOpenVINO(precision, n_threads)
+
+
+BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {"ort-cpu": _ort_cpu, "ort-openvino": _ort_openvino}
+_AUTO = ("ort-cpu",)
+
+
+def open_backend(name: str = "auto", *, precision: Precision = "fp32", n_threads: int = 0) -> Backend:
+    """A backend by its name.
+
+    Args:
+        name: one of `BACKENDS`, or ``auto``.
+        precision: of products; never changed silently.
+        n_threads: 0 for every core that this process may use.
+
+    Raises:
+        InputError: no backend has this name.
+        MissingDependencyError: its extra is not installed.
+        DeviceError: it cannot run here, or not in this precision.
+    """
+    n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
+    n_threads = n_threads or cores()
+    if name == "auto":
+        name = _first_that_runs(precision, n_threads)
+        _log.info("backend %s, %s, %d threads", name, precision, n_threads)
+    if name not in BACKENDS:
+        raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
+    return BACKENDS[name](precision, n_threads)
+
+
+def _first_that_runs(precision: Precision, n_threads: int) -> str:
+    reasons = []
+    for name in _AUTO:
+        try:
+            BACKENDS[name](precision, n_threads)
+        except (DeviceError, MissingDependencyError) as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            return name
+    raise DeviceError("no backend can run: " + "; ".join(reasons))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity: Any = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,275 @@
+"""A bundle on a backend: the networks of Con-CDVAE on plain arrays, for those who embed or probe it.
+
+=====================  ======================================================================
+paper                  here
+=====================  ======================================================================
+Condition, eqs 10, 11  ``Model.condition``: properties and z to z_con
+eps_theta, eq. 14      ``Model.prior_terms`` once for each latent, then ``Model.prior_step``
+heads on z_con         ``Model.heads``: atom count, lattice, composition
+Predictor, eq. 12      ``Model.predict``: properties from z
+s_theta                ``Model.score``: the decoder at a noise level
+=====================  ======================================================================
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from druse._arrays import Float32, Int32, Latents, SpeciesLogits, as_array
+from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
+from druse.backends import Backend, Runner, open_backend
+from druse.bundle import Bundle, Network, Precision
+from druse.conditions import encode
+from druse.crystals import Crystals
+from druse.errors import InputError
+from druse.graphs import Graph
+
+__all__ = ["HeadOutputs", "Model", "Score"]
+
+
+class HeadOutputs(NamedTuple):
+    """What the heads say of z_con.
+
+    Attributes:
+        n_atoms_logits: ``[crystals, max_atoms + 1]``, from 0 atoms on.
+        n_atoms: ``[crystals]`` the most likely number, or the one that was given.
+        lengths: ``[crystals, 3]`` Angstrom, of a cell with ``n_atoms``.
+        angles: ``[crystals, 3]`` degrees.
+        composition: ``[crystals, species]`` logits, hydrogen first.
+    """
+
+    n_atoms_logits: Float32[np.ndarray, "crystals counts"]
+    n_atoms: Int32[np.ndarray, "crystals"]
+    lengths: Float32[np.ndarray, "crystals 3"]
+    angles: Float32[np.ndarray, "crystals 3"]
+    composition: SpeciesLogits
+
+
+class Model:
+    """A Con-CDVAE that is ready to run. Methods may be called from several threads."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend
+        self.manifest = bundle.con_cdvae
+        self._runners: dict[str, Runner] = {}
+        self._work = Workspace()
+        self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
+
+    @classmethod
+    def open(
+        cls, bundle: Any, *, backend: str | Backend = "auto", precision: Precision = "fp32", n_threads: int = 0
+    ) -> "Model":
+        """A model from a bundle.
+
+        Args:
+            bundle: an opened one, or the path of a folder or ``.zip``.
+            backend: a name (see `druse.backends`), or one that is open.
+            precision: of products, for a backend given by name.
+            n_threads: 0 for every core, for a backend given by name.
+
+        Raises:
+            InputError: the bundle cannot be used; see `Bundle.open`.
+            DeviceError: the backend cannot run.
+            MissingDependencyError: the backend's extra is not installed.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if isinstance(backend, str):
+            backend = open_backend(backend, precision=precision, n_threads=n_threads)
+        return cls(opened, backend)
+
+    def runner(self, role: str) -> Runner:
+        """A network by its role (see `ConCDVAEManifest.networks`), loaded at its first use."""
+        if role not in self._runners:
+            networks = self.manifest.networks
+            if role not in networks:
+                raise InputError(f"{self.bundle.name} has no network {role!r}; it has {', '.join(networks)}")
+            network = networks[role]
+            self._runners[role] = self.backend.load(self.bundle.read(network.file), network)
+        return self._runners[role]
+
+    def condition(self, values: Mapping[str, Any], z: Any) -> Latents:
+        """z_con of latents and properties (eqs 10 and 11).
+
+        Args:
+            values: of every property of the manifest's ``conditions``, by name: numbers, class numbers or labels,
+                formulas; one for all or one for each latent.
+            z: ``[crystals, latent]``.
+
+        Returns:
+            ``[crystals, latent]``.
+
+        Raises:
+            InputError: a property is missing, unknown or out of range, or shapes do not fit.
+        """
+        z_ = self._latents("z", z)
+        inputs = encode(self.manifest.conditions, values, len(z_))
+        return self._run("condition", {**inputs, "z": z_})[0]
+
+    def prior_terms(
+        self, values: Mapping[str, Any], n: int, *, prior: str = "default"
+    ) -> Float32[np.ndarray, "n terms"]:
+        """What properties add to every layer of a prior, for `prior_step`.
+
+        Args:
+            values: as in `condition`, of the prior's properties.
+            n: number of latents.
+            prior: its name.
+        """
+        spec = self._prior(prior)
+        return self._run(f"priors/{prior}/condition", encode(spec.conditions, values, n))[0]
+
+    def prior_step(self, z: Any, terms: Any, step: int, *, prior: str = "default") -> Latents:
+        """The noise that a prior predicts in latents of a step (eps_theta of eq. 14).
+
+        Args:
+            z: ``[crystals, latent]``.
+            terms: ``[crystals, terms]`` from `prior_terms`.
+            step: from 0 to the number of its betas less one, the last being almost pure noise.
+            prior: its name.
+
+        Returns:
+            ``[crystals, latent]``.
+        """
+        n_steps = len(self._prior(prior).betas)
+        if not 0 <= step < n_steps:
+            raise InputError(f"`step` must be from 0 to {n_steps - 1}, got {step}")
+        z_ = self._latents("z", z)
+        terms_ = as_array("terms", terms, np.float32, len(z_), "terms")
+        inputs = {"z": z_, "terms": terms_, "step": np.array([step], np.int32)}
+        return self._run(f"priors/{prior}/network", inputs)[0]
+
+    def heads(self, z_con: Any, *, n_atoms: Any = None) -> HeadOutputs:
+        """Atom count, lattice and composition.
+
+        Args:
+            z_con: ``[crystals, latent]``.
+            n_atoms: ``[crystals]`` atoms whose lattice is wanted; None: the most likely numbers.
+        """
+        z_ = self._latents("z_con", z_con)
+        logits, lattice, composition = self._run("heads", {"z_con": z_})
+        chosen = logits.argmax(1) if n_atoms is None else as_array("n_atoms", n_atoms, np.int32, len(z_))
+        lengths = lattice[:, :3] * np.cbrt(chosen.astype(np.float32))[:, None]
+        return HeadOutputs(logits, chosen.astype(np.int32), lengths, lattice[:, 3:], composition)
+
+    def predict(self, z: Any) -> dict[str, Float32[np.ndarray, "crystals ..."]]:
+        """Properties from latents, by name: scalars ``[crystals]`` in their unit, classes as probabilities.
+
+        Raises:
+            InputError: the model was trained without a Predictor, or ``z`` has another shape.
+        """
+        if self.manifest.predictor is None:
+            raise InputError(f"{self.bundle.name} has no Predictor; rank by another model, or do not rank")
+        outputs = self._run("predictor", {"z": self._latents("z", z)})
+        return {spec.name: value for spec, value in zip(self.manifest.predicted, outputs, strict=True)}
+
+    def project(self, z_con: Any) -> Float32[np.ndarray, "crystals atom"]:
+        """What the decoder takes of z_con, which does not change from step to step: for ``latent`` of `score`."""
+        return self._run("latent_projection", {"z_con": self._latents("z_con", z_con)})[0]
+
+    def score(
+        self, crystals: Crystals, z_con: Any, level: Any, *, latent: Any = None, graph: Graph | None = None
+    ) -> Score:
+        """The decoder at a noise level: sigma times the Cartesian score, and element logits.
+
+        Args:
+            crystals: noisy ones, with types from 1 to the number of species.
+            z_con: ``[crystals, latent]``; None where ``latent`` is given.
+            level: number of the noise level, 0 for the largest; one for all, or one for each crystal.
+            latent: ``[crystals, atom]`` from `project`, for those who evaluate the same crystals at many levels.
+            graph: of the crystals, if it is not to be found here: half edges with their incidence table.
+
+        Raises:
+            InputError: shapes, types or levels do not fit.
+            OutOfMemoryError: one crystal alone needs more memory than there is.
+        """
+        n_levels, n_species = len(self.manifest.sigmas), self.manifest.n_species
+        latents = self.project(z_con) if latent is None else as_array("latent", latent, np.float32, "crystals", "atom")
+        if len(latents) != len(crystals):
+            raise InputError(f"`z_con` must have one row for each of the {len(crystals)} crystals, got {len(latents)}")
+        levels = as_array("level", np.broadcast_to(np.asarray(level), len(crystals)), np.int32, len(crystals))
+        if len(levels) and not (levels.min() >= 0 and levels.max() < n_levels):
+            raise InputError(f"`level` must be from 0 to {n_levels - 1}, got {levels.min()} to {levels.max()}")
+        species = crystals.species
+        if len(species) and not (species.min() >= 1 and species.max() <= n_species):
+            raise InputError(
+                f"`species` must be atomic numbers from 1 to {n_species}, got {species.min()} to {species.max()}"
+            )
+        if graph is not None:
+            if not graph.is_half or not np.array_equal(graph.offsets, crystals.offsets):
+                raise InputError("`graph` must have the crystals' offsets and half edges (symmetrise='union')")
+            return self._evaluate(graph, species, latents, levels)
+        run = self.runner  # loads before threads start
+        run("decoder")
+
+        def part(piece: range) -> Score:
+            first, last = crystals.offsets[piece.start], crystals.offsets[piece.stop]
+            some = Crystals(
+                crystals.frac[first:last],
+                crystals.cells[piece.start : piece.stop],
+                crystals.offsets[piece.start : piece.stop + 1] - first,
+                species[first:last],
+            )
+            chosen = slice(piece.start, piece.stop)
+            return self._evaluate(spec_graph(some, self.manifest.graph), some.species, latents[chosen], levels[chosen])
+
+        bins = plan(crystals.n_atoms, self.manifest, self.backend.memory, self.backend.workers)
+        parts = list(in_parts(bins, part, self._pool))
+        if not parts:
+            return Score(np.zeros((0, 3), np.float32), np.zeros((0, n_species), np.float32), np.zeros(0, np.uint32))
+        return Score(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:
+        inputs = decoder_inputs(graph, species, latent, level, self.manifest.graph, self._work)
+        force, logits = self.runner("decoder")(inputs)
+        return Score(atom_forces(graph, force), np.ascontiguousarray(logits[:-1]), graph.status.copy())
+
+    def _latents(self, name: str, value: Any) -> Latents:
+        latents: Latents = as_array(name, value, np.float32, "crystals", self.manifest.latent)
+        return latents
+
+    def _prior(self, name: str) -> Any:
+        if name not in self.manifest.priors:
+            known = ", ".join(map(repr, self.manifest.priors)) or "none"
+            raise InputError(f"`prior` must be one of those of {self.bundle.name} ({known}), got {name!r}")
+        return self.manifest.priors[name]
+
+    def _run(self, role: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """A network on rows, in pieces side by side."""
+        return run_rows(self.runner(role), self.manifest.networks[role], inputs, self._pool)
+
+
+_ROWS = 512
+
+
+def run_rows(
+    run: Runner, network: Network, inputs: Mapping[str, np.ndarray], pool: ThreadPoolExecutor | None = None
+) -> tuple[np.ndarray, ...]:
+    """A network whose rows do not depend on one another, on pieces of a few hundred rows.
+
+    A backend may take another way to the same sums for a single row; every piece has at least four, copies of its last.
+    """
+    per_row = {t.name for t in network.inputs if t.shape[0] == "crystals"}
+    n = len(inputs[next(t.name for t in network.inputs if t.name in per_row)])
+
+    def part(piece: range) -> tuple[np.ndarray, ...]:
+        missing = max(0, 4 - len(piece))
+        chosen = {}
+        for name, value in inputs.items():
+            if name not in per_row:
+                chosen[name] = value
+            elif missing:
+                chosen[name] = value[np.minimum(np.arange(piece.start, piece.stop + missing), piece.stop - 1)]
+            else:
+                chosen[name] = value[piece.start : piece.stop]
+        return tuple(output[: len(piece)] for output in run(chosen))
+
+    bins = [range(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS)]
+    parts = list(in_parts(bins, part, pool))
+    if not parts:
+        return tuple(
+            np.zeros([0 if k == "crystals" else int(k) for k in tensor.shape], tensor.dtype)
+            for tensor in network.outputs
+        )
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))

@@ -1,0 +1,109 @@
+"""How far a backend is from the recorded outputs of a bundle, network by network."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from druse.backends import Backend
+from druse.bundle import Bundle, CGCNNManifest, Tensor
+from druse.crystals import Crystals
+from druse.errors import InputError
+from druse.model import Model, run_rows
+from druse.properties import PropertyModel
+
+__all__ = ["Deviation", "verify"]
+
+
+class Deviation(NamedTuple):
+    """An output of a network on a backend, beside the same in float64.
+
+    Attributes:
+        output: ``role/name``.
+        largest: difference, relative to the largest recorded value.
+        rms: root mean square of the differences, relative to that of the recorded values.
+        tolerance: for ``largest``, from the manifest; None where it states none for the backend's precision.
+        alone: whether each crystal alone gives the same bytes as all together; None where there are no crystals.
+    """
+
+    output: str
+    largest: float
+    rms: float
+    tolerance: float | None
+    alone: bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Within the tolerance; a backend without a stated one is never ok."""
+        return self.tolerance is not None and self.largest <= self.tolerance
+
+
+def verify(bundle: Bundle, backend: Backend) -> Iterator[Deviation]:
+    """Replay the recorded inputs of a bundle.
+
+    Networks that take crystals are replayed from the crystals: their graphs and bases are part of what is verified.
+
+    Raises:
+        InputError: the reference lacks something that the manifest has a network for.
+    """
+    recorded = bundle.reference()
+    tolerance = bundle.manifest.tolerances.get(backend.precision)
+
+    def under(place: str) -> dict[str, np.ndarray]:
+        found = {k.removeprefix(place): v for k, v in recorded.items() if k.startswith(place)}
+        if not found:
+            raise InputError(f"{bundle.name}: the reference has nothing under {place}; build the bundle again")
+        return found
+
+    def compare(role: str, got: dict[str, np.ndarray], alone: bool | None = None) -> Iterator[Deviation]:
+        for name, expected in under(f"{role}/outputs/").items():
+            yield Deviation(f"{role}/{name}", *_difference(got[name], expected), tolerance, alone)
+
+    manifest = bundle.manifest
+    if isinstance(manifest, CGCNNManifest):
+        crystals = _crystals(under("network/inputs/"))
+        model = PropertyModel(bundle, backend)
+        value = model.predict(crystals)
+        each = np.concatenate([model.predict(crystal) for crystal in crystals])
+        yield from compare("network", {"value": value}, value.tobytes() == each.tobytes())
+        return
+    generator = Model(bundle, backend)
+    for role, network in manifest.networks.items():
+        inputs = under(f"{role}/inputs/")
+        if role == "decoder":
+            yield from compare(role, *_scores(generator, inputs))
+        else:
+            given = {tensor.name: _typed(inputs, tensor) for tensor in network.inputs}
+            outputs = run_rows(generator.runner(role), network, given)
+            yield from compare(role, {t.name: value for t, value in zip(network.outputs, outputs, strict=True)})
+
+
+def _scores(model: Model, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+    crystals, latent, level = _crystals(inputs), inputs["latent"], inputs["level"]
+    score = model.score(crystals, None, level, latent=latent)
+    each = [model.score(crystal, None, level[b], latent=latent[b : b + 1]) for b, crystal in enumerate(crystals)]
+    alone = all(
+        np.concatenate([getattr(one, name) for one in each]).tobytes() == getattr(score, name).tobytes()
+        for name in ("scaled", "logits")
+    )
+    return {"scaled": score.scaled, "logits": score.logits}, alone
+
+
+def _crystals(inputs: dict[str, np.ndarray]) -> Crystals:
+    return Crystals(*(inputs[name] for name in ("frac", "cells", "offsets", "species")))
+
+
+def _typed(inputs: dict[str, np.ndarray], tensor: Tensor) -> np.ndarray:
+    if tensor.name not in inputs:
+        raise InputError(f"the reference lacks the input {tensor.name}; build the bundle again")
+    return np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
+
+
+def _difference(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    if got.shape != expected.shape:
+        raise InputError(f"the reference has the shape {expected.shape}, the network gives {got.shape}")
+    difference, expected = np.abs(got - expected.astype(np.float64)), expected.astype(np.float64)
+    if not difference.size:
+        return 0.0, 0.0
+    scale, rms = float(np.abs(expected).max()), float(np.sqrt(np.mean(expected**2)))
+    return float(difference.max()) / max(scale, 1e-30), float(np.sqrt(np.mean(difference**2))) / max(rms, 1e-30)
