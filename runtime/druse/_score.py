@@ -5,6 +5,7 @@ points to that edge. So whatever happens to a crystal, nothing that is not finit
 so few rows that a backend would take another way to the same sums.
 """
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,10 @@ from druse.graphs import Graph, radius_graph
 
 BIN = 512
 """Half edges in a bin: with 128 channels a stream of both directions takes half a megabyte, and stays in a cache."""
+
+WIDTH = 4
+"""Sums over a padded axis have a multiple of this many terms: ONNX Runtime adds products of a vector and a matrix in
+groups of four, so that the same sum with 23 and with 24 terms, the last of them 0, differs in the last bit."""
 
 _STREAMS = 24
 """Streams of ``[2, edges, channels]`` that are alive at the same time, at most."""
@@ -71,12 +76,24 @@ def spec_graph(crystals: Crystals, spec: GraphSpec, n_threads: int = 1) -> Graph
     )
 
 
+def widened(graph: Graph) -> Graph:
+    """The graph with an incidence table of a width that is a multiple of `WIDTH`, and not 0."""
+    n_atoms, degree = graph.in_edge.shape
+    width = max(WIDTH, -(-degree // WIDTH) * WIDTH)
+    if width == degree:
+        return graph
+    in_edge = np.full((n_atoms, width), graph.pad, np.int32)
+    in_edge[:, :degree] = graph.in_edge
+    slot = graph.slot + graph.slot // max(1, degree) * (width - degree)
+    return dataclasses.replace(graph, in_edge=in_edge, slot=np.where(graph.slot < 0, -1, slot).astype(np.int32))
+
+
 def decoder_inputs(
     graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray, spec: GraphSpec, work: Workspace
 ) -> dict[str, np.ndarray]:
     """A graph of half edges, with its one more atom and edge, as the decoder takes it."""
-    n, h, mirror = graph.n_atoms, graph.n_edges, graph.mirror
-    degree = max(1, graph.in_edge.shape[1] if h else 1)
+    graph = widened(graph)
+    n, h, mirror, degree = graph.n_atoms, graph.n_edges, graph.mirror, graph.in_edge.shape[1]
     last = 2 * h + 1  # the mirror of the edge that is not there
 
     def ends(name: str, real: np.ndarray) -> Any:
@@ -92,15 +109,13 @@ def decoder_inputs(
     legendre[n] = 0.0
     slot = work.array("slot", np.int32, 2, h + 1)
     slot[:, h] = n * degree
-    if h:
+    if n:
         used = np.arange(degree) < graph.degree[:, None]
         valid[:n] = used
         shifted = graph.in_edge + np.where(graph.in_edge >= mirror, h + 1 - mirror, 0)
         in_edge[:n] = np.where(used, shifted, last)
         slot[0, :h], slot[1, :h] = graph.slot[:h], graph.slot[mirror : mirror + h]
         basis.legendre_block(graph, n_spherical=spec.n_spherical, out=legendre[:n], n_threads=1)
-    else:
-        valid[:n], in_edge[:n], legendre[:n] = 0.0, last, 0.0
     radial = work.array("radial", np.float32, h + 1, spec.n_radial)
     basis.radial_basis(graph.distance[:h], cutoff=spec.cutoff, n_radial=spec.n_radial, out=radial[:h], n_threads=1)
     radial[h] = 0.0

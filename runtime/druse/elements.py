@@ -3,13 +3,14 @@
 import functools
 import re
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
 from druse._arrays import Float32
 from druse.errors import InputError
 
-__all__ = ["N_FEATURES", "SYMBOLS", "element_features", "parse_formula"]
+__all__ = ["N_FEATURES", "SYMBOLS", "element_features", "formula_of", "parse_formula"]
 
 N_FEATURES = 92
 
@@ -66,3 +67,9 @@ def parse_formula(formula: str) -> dict[int, float]:
             f"cannot read {formula!r} as a formula at {formula[place:]!r}; write such as BaTiO3 or Ca(OH)2"
         )
     return total
+
+
+def formula_of(species: Any) -> str:
+    """The formula of atoms given by their atomic numbers, elements in order of number: ``[22, 8, 8]`` to ``O2Ti``."""
+    numbers, counts = np.unique(np.asarray(species), return_counts=True)
+    return "".join(f"{SYMBOLS[z - 1]}{n if n > 1 else ''}" for z, n in zip(numbers, counts, strict=True))

@@ -20,7 +20,7 @@ import numpy as np
 from druse._arrays import Float32, Int32, Latents, SpeciesLogits, as_array
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
 from druse.backends import Backend, Runner, open_backend
-from druse.bundle import Bundle, Network, Precision
+from druse.bundle import Bundle, Network
 from druse.conditions import encode
 from druse.crystals import Crystals
 from druse.errors import InputError
@@ -59,7 +59,7 @@ class Model:
 
     @classmethod
     def open(
-        cls, bundle: Any, *, backend: str | Backend = "auto", precision: Precision = "fp32", n_threads: int = 0
+        cls, bundle: Any, *, backend: str | Backend = "auto", precision: str = "fp32", n_threads: int = 0
     ) -> "Model":
         """A model from a bundle.
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from druse._arrays import Float32, Int32
-from druse._score import in_parts
+from druse._score import WIDTH, in_parts
 from druse.backends import Backend, open_backend
-from druse.bundle import Bundle, CGCNNManifest, Precision
+from druse.bundle import Bundle, CGCNNManifest
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.graphs import Graph, radius_graph
@@ -58,7 +58,7 @@ class PropertyModel:
 
     @classmethod
     def open(
-        cls, bundle: Any, *, backend: str | Backend = "auto", precision: Precision = "fp32", n_threads: int = 0
+        cls, bundle: Any, *, backend: str | Backend = "auto", precision: str = "fp32", n_threads: int = 0
     ) -> "PropertyModel":
         """A model from a bundle; arguments and errors as of `druse.model.Model.open`."""
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -102,7 +102,7 @@ class PropertyModel:
         neighbor, distance = neighbor_table(graph, spec.max_neighbors, spec.cutoff)
         n_atoms = crystals.n_atoms
         # one more crystal of one atom stands behind the last, so that an array never has a single row
-        rows, most = len(neighbor), max(1, int(n_atoms.max(initial=1)))
+        rows, most = len(neighbor), -(-max(1, int(n_atoms.max(initial=1))) // WIDTH) * WIDTH
         places = np.arange(most)
         member = np.where(places < n_atoms[:, None], crystals.offsets[:-1, None] + places, rows)
         share = np.where(places < n_atoms[:, None], 1.0 / np.maximum(n_atoms, 1)[:, None], 0.0)

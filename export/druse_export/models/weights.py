@@ -65,6 +65,21 @@ def read_prior_weights(path: Path) -> tuple[Prior, dict[str, str]]:
     return _read(path, _PRIOR)
 
 
+def read_weights(path: Path) -> tuple[CGCNN | ConCDVAE | Prior, dict[str, str]]:
+    """The same for a file of any of them; which one, its own description says."""
+    if path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                config = msgspec.json.decode((file.metadata() or {})["config"], type=dict[str, Any])
+        except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
+            raise InputError(f"{path.name} holds no weights of Druse: {str(error).splitlines()[0]}") from error
+        if "task" in config:
+            return _read(path, _CGCNN)
+        if "encoder" not in config:
+            return _read(path, _PRIOR)
+    return _read(path, _VAE)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, which tells a prior whose latents it was trained on."""
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from druse.conditions import CRYSTAL_SYSTEMS, ClassProperty, CompositionProperty, Property, ScalarProperty
@@ -35,6 +36,19 @@ def resolve(names: Sequence[str | Property], table: CrystalTable) -> tuple[Prope
         InputError: a name is no column, or its text cannot be understood.
     """
     return tuple(name if not isinstance(name, str) else _resolve(name, table) for name in names)
+
+
+def scalar(text: str, *, unit: str = "") -> ScalarProperty:
+    """The scalar of a known name, or of ``NAME=LOW:HIGH:SPACING[:UNIT]``; for what a property model gives.
+
+    Raises:
+        InputError: the name is not known, or no scalar's.
+    """
+    name, _, given = text.partition("=")
+    found = _described(name, given) if given else KNOWN.get(name)
+    if not isinstance(found, ScalarProperty):
+        raise InputError(f"cannot tell the range of {text!r}; write {name}=LOW:HIGH:SPACING and perhaps :UNIT")
+    return found if found.unit or not unit else msgspec.structs.replace(found, unit=unit)
 
 
 def _resolve(text: str, table: CrystalTable) -> Property:

@@ -14,7 +14,7 @@ A backend that is asked for by name runs or raises; ``auto`` takes the first tha
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -86,27 +86,30 @@ BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {"ort-cpu": _ort_cpu,
 _AUTO = ("ort-cpu",)
 
 
-def open_backend(name: str = "auto", *, precision: Precision = "fp32", n_threads: int = 0) -> Backend:
+def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int = 0) -> Backend:
     """A backend by its name.
 
     Args:
         name: one of `BACKENDS`, or ``auto``.
-        precision: of products; never changed silently.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of products; never changed silently.
         n_threads: 0 for every core that this process may use.
 
     Raises:
-        InputError: no backend has this name.
+        InputError: no backend, or no precision, has this name.
         MissingDependencyError: its extra is not installed.
         DeviceError: it cannot run here, or not in this precision.
     """
     n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
     n_threads = n_threads or cores()
+    if precision not in get_args(Precision):
+        raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    chosen: Precision = precision  # type: ignore[assignment]
     if name == "auto":
-        name = _first_that_runs(precision, n_threads)
+        name = _first_that_runs(chosen, n_threads)
         _log.info("backend %s, %s, %d threads", name, precision, n_threads)
     if name not in BACKENDS:
         raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
-    return BACKENDS[name](precision, n_threads)
+    return BACKENDS[name](chosen, n_threads)
 
 
 def _first_that_runs(precision: Precision, n_threads: int) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import druse
+from druse.cli import _bundle
 from druse.cli._doctor import doctor
 from druse.cli._plugins import attach
 from druse.errors import DruseError, MissingDependencyError
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(doctor)
+app.add_typer(_bundle.app, name="bundle")
 attach(app)
 
 

@@ -1,7 +1,8 @@
 """Commands from other packages, found by the entry point group ``druse.commands``.
 
-Such an entry point names a `typer.Typer` (a group of commands) or a function (one command). It is imported for ``druse
---help`` too, so its module imports what is heavy inside of its commands only.
+Such an entry point names a `typer.Typer` (a group of commands) or a function (one command). A name with a dot, as
+``bundle.build``, joins a group that Druse has. It is imported for ``druse --help`` too, so its module imports what is
+heavy inside of its commands only.
 """
 
 import importlib.metadata
@@ -24,10 +25,13 @@ def attach(app: typer.Typer) -> None:
             command = entry.load()
         except Exception as error:
             command = _broken(entry, error)
+        group, _, name = entry.name.rpartition(".")
+        groups = {info.name: info.typer_instance for info in app.registered_groups}
+        place = groups.get(group) or app
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
+            place.add_typer(command, name=name)
         else:
-            app.command(entry.name)(command)
+            place.command(name)(command)
 
 
 def _broken(entry: importlib.metadata.EntryPoint, cause: Exception) -> Callable[[], None]:

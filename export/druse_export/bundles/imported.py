@@ -1,0 +1,65 @@
+"""Bundles from checkpoints of others."""
+
+import hashlib
+from pathlib import Path
+
+from druse.bundle import Bundle, Provenance
+from druse.errors import InputError
+from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
+from druse_export.importing.cgcnn import read_cgcnn
+from druse_export.importing.upstream import read_run
+from druse_export.training.properties import scalar
+
+
+def import_bundle(
+    run: Path,
+    out: Path,
+    *,
+    name: str,
+    licence: str,
+    property_: str | None = None,
+    threshold: float | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """A bundle of a run directory of Con-CDVAE's authors, or of a CGCNN checkpoint of theirs.
+
+    Args:
+        run: the directory, or the file.
+        out: folder to make.
+        name: for the manifest.
+        licence: SPDX identifier or text.
+        property_: what a CGCNN predicts: a known name, or ``NAME=LOW:HIGH:SPACING[:UNIT]``.
+        threshold: of a classifying CGCNN.
+        progress: see `druse_export.bundles.build.build_con_cdvae`.
+
+    Raises:
+        InputError: it is neither, something in it is refused, or what a CGCNN predicts is not said.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists; give another folder, or remove it first")
+    if run.is_dir():
+        found = read_run(run)
+        files = [path for path in sorted(run.iterdir()) if path.is_file()]
+        provenance = Provenance(
+            source="imported", weights=_hashes(files), note="a run directory of Con-CDVAE's authors"
+        )
+        return build_con_cdvae(
+            found.model, found.priors, out, name=name, licence=licence, provenance=provenance, progress=progress
+        )
+    model = read_cgcnn(run)
+    if property_ is None:
+        raise InputError(
+            f"{run.name} does not say what it predicts; give --property, such as formation_energy_per_atom"
+        )
+    classifies = model.config.task == "classification"
+    if classifies != (threshold is not None):
+        needs = "is a classification; give --threshold" if classifies else "is a regression; leave --threshold out"
+        raise InputError(f"{run.name} {needs}")
+    provenance = Provenance(source="imported", weights=_hashes([run]), note="a CGCNN checkpoint of Con-CDVAE's authors")
+    return build_cgcnn(
+        model, out, property_=scalar(property_), threshold=threshold, name=name, licence=licence, provenance=provenance
+    )
+
+
+def _hashes(files: list[Path]) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
