@@ -4,9 +4,12 @@ import csv
 import gzip
 import importlib.util
 import json
+import os
 import pkgutil
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -65,6 +68,29 @@ def mp20_crystals(shared: Path) -> list[Structure]:
             (crystal,) = CifParser.from_str(row["cif"]).parse_structures(primitive=False)
         found.append(Structure(row["material_id"], np.array(crystal.frac_coords), np.array(crystal.lattice.matrix)))
     return found
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder by a function that takes seconds, once for all test processes."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+
+    def make(name: str, work: Callable[[Path], object]) -> Path:
+        folder, lock = common / name, common / f"{name}.lock"
+        try:
+            lock.touch(exist_ok=False)
+        except FileExistsError:
+            for _ in range(3000):
+                if folder.exists():
+                    return folder
+                time.sleep(0.1)
+            pytest.fail(f"another test process did not finish {name}")
+        work(folder)  # writes elsewhere and renames
+        return folder
+
+    return make
 
 
 @pytest.fixture

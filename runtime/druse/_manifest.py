@@ -174,6 +174,8 @@ class ConCDVAEManifest(
             raise ValueError("`sigmas` must be numbers above 0 and up to 1000")
         if not (1 <= self.max_atoms <= 10000 and 1 <= self.n_species <= 118 and 1 <= self.latent <= 65536):
             raise ValueError("`max_atoms`, `n_species` or `latent` is out of range")
+        if not all(name.isidentifier() for name in self.priors):
+            raise ValueError("names of `priors` must be letters, digits and underscores")
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -220,6 +222,10 @@ class CGCNNManifest(
     provenance: Provenance
     threshold: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (0 < self.cutoff <= 100 and 1 <= self.max_neighbors <= 1000):
+            raise ValueError("`cutoff` must be up to 100 Angstrom and `max_neighbors` from 1 to 1000")
+
     @property
     def networks(self) -> dict[str, Network]:
         """The one network."""
@@ -246,32 +252,53 @@ def decode(text: bytes, name: str) -> Manifest:
         InputError: another schema version, an unknown or missing field, a value of the wrong type or range, or a path
             that is not a plain one inside the bundle.
     """
+    if len(text) > LARGEST_MANIFEST:
+        raise InputError(f"{name}: {MANIFEST} is larger than {LARGEST_MANIFEST:,} bytes; do not use it")
     try:
         version = msgspec.json.decode(text, type=_Version).schema
         if version != SCHEMA:
             raise InputError(
-                f"{name}: the bundle has schema version {version}, this Druse reads {SCHEMA}; "
+                f"{name}: the bundle has schema version {in_one_line(version)}, this Druse reads {SCHEMA}; "
                 f"{'update Druse' if version > SCHEMA else 'build the bundle again'}"
             )
         manifest: Manifest = msgspec.json.decode(text, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{name}: {MANIFEST} cannot be used: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{name}: {MANIFEST} cannot be used: {in_one_line(error)}; build or download the bundle again"
+        ) from error
     for path in manifest.files:
         check_path(path, name)
     if sum(file.bytes for file in manifest.files.values()) > LARGEST_FILE:
-        raise InputError(f"{name}: the files of {MANIFEST} are larger than {LARGEST_FILE:,} bytes together")
+        raise InputError(f"{name}: the files of {MANIFEST} are larger than {LARGEST_FILE:,} bytes together; do not use it")
     for network in manifest.networks.values():
         if network.file not in manifest.files:
-            raise InputError(f"{name}: {MANIFEST} names the network {network.file!r} but lists no such file")
+            raise InputError(
+                f"{name}: {MANIFEST} names the network {in_one_line(network.file)} but lists no such file; "
+                "build the bundle again"
+            )
     return manifest
 
 
 def check_path(path: str, name: str) -> None:
-    """Refuse a path that is not a plain relative one.
+    """Refuse a path in a manifest that is not a plain one, or is the manifest's own.
 
     Raises:
-        InputError: it is absolute, leads upwards, or is not in its shortest form.
+        InputError: see `is_plain`.
     """
-    good = path and path == posixpath.normpath(path) and not path.startswith(("/", "../")) and path not in (".", "..")
-    if not good or "\\" in path or ":" in path or not path.isprintable() or path == MANIFEST:
-        raise InputError(f"{name}: the path {path!r} in {MANIFEST} leaves the bundle or is malformed; do not use it")
+    if not is_plain(path) or path == MANIFEST:
+        raise InputError(
+            f"{name}: the path '{in_one_line(path)}' in {MANIFEST} leaves the bundle or is malformed; do not use it"
+        )
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path is relative, in its shortest form, does not lead upwards, and means the same on any system."""
+    if not path.isprintable() or not 0 < len(path.encode()) <= 240 or "\\" in path or ":" in path:
+        return False
+    return path == posixpath.normpath(path) and not path.startswith(("/", "../")) and path not in (".", "..")
+
+
+def in_one_line(text: object) -> str:
+    """What came from a file, fit for an error: printable, without line breaks, not long."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text)[:500])
+    return line if len(line) <= 160 else f"{line[:160]}..."

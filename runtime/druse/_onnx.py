@@ -1,8 +1,8 @@
 """A look through an ONNX file before a backend gets it.
 
 Reads the protocol-buffer wire format just far enough to see every operation and every tensor. Refused are operations
-beyond arithmetic on what is given, subgraphs and functions, tensors outside the file, and tensors that claim more
-numbers than the file holds. Field numbers are those of ``onnx.proto`` (https://github.com/onnx/onnx, IR version 10).
+beyond arithmetic on what is given, subgraphs and functions, tensors outside the file, and tensors that claim other
+than the numbers they hold. What a network makes of its inputs is not bounded here. Field numbers are those of ``onnx.proto`` (https://github.com/onnx/onnx, IR version 10).
 """
 
 import math
@@ -73,15 +73,19 @@ OPERATIONS = frozenset(
 """Operations of the standard that take numbers and give numbers."""
 
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}  # TensorProto.DataType
+_LARGEST_RANK, _LONGEST_NAME = 16, 100
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 20, 25
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_SPARSE = 1, 5, 15
 _NODE_OPERATION, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS, _ATTRIBUTE_NUMBERS = 5, 10, (2, 3, 4, 7, 8, 9)
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_RAW = 1, 2, 4, 5, 7, 9
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS = 5, 10
+_ATTRIBUTE_PLAIN = (1, 2, 3, 4, 7, 8, 9, 13, 21)  # names, numbers, strings
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_RAW = 1, 2, 9
+_TENSOR_FLOATS, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_DOUBLES = 4, 5, 7, 10
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 
-Value = int | memoryview
+Value = int | memoryview | bytes
+"""A number, what has a length of its own, or 4 or 8 bytes."""
 
 
 class _MalformedError(Exception):
@@ -99,8 +103,10 @@ def check_network(content: bytes, name: str) -> None:
         InputError: it is no ONNX file, or holds something that a bundle's network has no use for.
     """
     try:
+        if content[4:8] == b"ORTM":
+            raise _MalformedError("it is in a format of ONNX Runtime's own, or can be taken for it")
         _check_model(memoryview(content))
-    except (_MalformedError, IndexError, UnicodeDecodeError) as error:
+    except (_MalformedError, UnicodeDecodeError) as error:
         raise InputError(f"{name} cannot be used: {error}; build the bundle again from its checkpoint") from error
 
 
@@ -129,19 +135,30 @@ def _check_graph(graph: memoryview) -> None:
 
 
 def _check_node(node: memoryview) -> None:
+    operations: list[str] = []
     for field, value in _fields(node):
-        if field == _NODE_OPERATION and _text(value) not in OPERATIONS:
-            raise _MalformedError(
-                f"it uses the operation {_text(value)!r}, which is not among those that networks need"
-            )
-        if field == _NODE_DOMAIN:
+        if field == _NODE_OPERATION:
+            operations.append(_text(value))
+        elif field == _NODE_DOMAIN:
             _check_domain(_text(value))
-        if field == _NODE_ATTRIBUTE:
-            for inner, content in _fields(_message(value)):
-                if inner in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-                    _check_tensor(_message(content))
-                elif isinstance(content, memoryview) and inner not in (1, 13, 21, *_ATTRIBUTE_NUMBERS):
-                    raise _MalformedError("an operation has a subgraph")
+        elif field == _NODE_ATTRIBUTE:
+            _check_attribute(_message(value))
+    if len(operations) != 1 or operations[0] not in OPERATIONS:
+        raise _MalformedError(
+            f"it uses the operation {', '.join(operations)!r}, which is not among those that networks need"
+        )
+
+
+def _check_attribute(attribute: memoryview) -> None:
+    tensors = 0
+    for field, value in _fields(attribute):
+        if field in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+            tensors += field == _ATTRIBUTE_TENSOR
+            _check_tensor(_message(value))
+        elif not isinstance(value, int) and field not in _ATTRIBUTE_PLAIN:
+            raise _MalformedError("an operation has a subgraph, or sparse tensors")
+    if tensors > 1:  # a reader would merge them into one that was not looked at
+        raise _MalformedError("it is no ONNX model")
 
 
 def _check_domain(domain: str) -> None:
@@ -151,10 +168,10 @@ def _check_domain(domain: str) -> None:
 
 def _check_tensor(tensor: memoryview) -> None:
     dims: list[int] = []
-    kind, numbers, raw = 0, 0, -1
+    kind, numbers, raw = 0, 0, -1  # type, numbers held as such, bytes held
     for field, value in _fields(tensor):
         if field == _TENSOR_DIMS:
-            dims += [value] if isinstance(value, int) else _varints(value)
+            dims += [value] if isinstance(value, int) else _varints(_message(value))
         elif field == _TENSOR_TYPE and isinstance(value, int):
             kind = value
         elif field in (_TENSOR_EXTERNAL, _TENSOR_LOCATION):
@@ -163,19 +180,24 @@ def _check_tensor(tensor: memoryview) -> None:
         elif field == _TENSOR_RAW:
             raw = len(_message(value))
         elif field == _TENSOR_FLOATS:
-            numbers += len(value) // 4 if isinstance(value, memoryview) else 1
+            numbers += len(value) // 4 if not isinstance(value, int) else 0
+        elif field == _TENSOR_DOUBLES:
+            numbers += len(value) // 8 if not isinstance(value, int) else 0
         elif field in (_TENSOR_INT32, _TENSOR_INT64):
-            numbers += len(_varints(value)) if isinstance(value, memoryview) else 1
+            numbers += 1 if isinstance(value, int) else len(_varints(_message(value)))
     if kind not in _ITEM_BYTES:
         raise _MalformedError(f"a tensor has the type {kind}, which networks have no use for")
+    # lengths below 0 are stored as numbers from 2**63, and the product of very many would take hours
+    if len(dims) > _LARGEST_RANK or any(n >= 2**31 for n in dims):
+        raise _MalformedError(f"a tensor has {len(dims)} axes, or an axis below 0 or above 2,147,483,647")
     size = math.prod(dims)
-    held = raw // _ITEM_BYTES[kind] if raw >= 0 else numbers
-    if any(n < 0 or n >= 2**63 for n in dims) or size != held:
-        raise _MalformedError(f"a tensor claims the shape {dims} but holds {held} numbers")
+    if size * _ITEM_BYTES[kind] != raw if raw >= 0 else size != numbers:
+        held = f"{raw} bytes" if raw >= 0 else f"{numbers} numbers"
+        raise _MalformedError(f"a tensor claims the shape {dims} but holds {held}")
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """The fields of a message, in order: numbers as int, the rest as bytes."""
+    """The fields of a message, in order."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -192,7 +214,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
             raise _MalformedError("it is no ONNX model")
         if place + size > len(message):
             raise _MalformedError("it is cut off")
-        yield field, message[place : place + size]
+        piece = message[place : place + size]
+        yield field, piece if kind == _BYTES else bytes(piece)
         place += size
 
 
@@ -218,10 +241,13 @@ def _varints(packed: memoryview) -> list[int]:
 
 
 def _message(value: Value) -> memoryview:
-    if isinstance(value, int):
+    if not isinstance(value, memoryview):
         raise _MalformedError("it is no ONNX model")
     return value
 
 
 def _text(value: Value) -> str:
-    return bytes(_message(value)).decode()
+    text = _message(value)
+    if len(text) > _LONGEST_NAME:
+        raise _MalformedError("it is no ONNX model")
+    return bytes(text).decode()

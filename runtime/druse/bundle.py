@@ -7,6 +7,7 @@ Against malice stand the limits on sizes, the list of allowed operations (`druse
 
 import hashlib
 import io
+import math
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +31,8 @@ from druse._manifest import (
     Provenance,
     Tensor,
     decode,
+    in_one_line,
+    is_plain,
 )
 from druse._onnx import check_network
 from druse.errors import InputError
@@ -79,12 +82,10 @@ class Bundle:
         place = Path(path)
         if place.is_dir():
             source: _Source = _Folder(place)
-        elif place.is_file() and zipfile.is_zipfile(place):
+        elif place.is_file():
             source = _Zip(place)
-        elif place.exists():
-            raise InputError(f"{place} is no bundle; give a folder with a {MANIFEST}, or a .zip of one")
         else:
-            raise InputError(f"{place} does not exist; give the folder or .zip of a bundle")
+            raise InputError(f"{place} does not exist, or is neither folder nor file; give the folder or .zip of a bundle")
         with source:
             text = source.read(MANIFEST, LARGEST_MANIFEST)
             manifest = decode(text, source.name)
@@ -99,7 +100,7 @@ class Bundle:
                 files[name] = content
             extra = source.names() - files.keys() - {MANIFEST}
             if extra:
-                raise InputError(f"{source.name}: {min(extra)} is not listed in {MANIFEST}; remove it")
+                raise InputError(f"{source.name}: {in_one_line(min(extra))} is not listed in {MANIFEST}; remove it")
         for network in manifest.networks.values():
             check_network(files[network.file], f"{source.name}: {network.file}")
         return cls(source.name, text, files)
@@ -136,10 +137,16 @@ class Bundle:
     def write_zip(self, path: Path) -> None:
         """The bundle as one ``.zip``, the same bytes each time; appears whole or not at all."""
         part = path.with_name(path.name + ".part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in sorted({MANIFEST: self._text, **self._files}.items()):
-                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-        part.replace(path)
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in sorted({MANIFEST: self._text, **self._files}.items()):
+                    member = zipfile.ZipInfo(name)
+                    member.external_attr = 0o644 << 16  # without it, unzip makes files that nobody may read
+                    archive.writestr(member, data, zipfile.ZIP_DEFLATED)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def read_arrays(content: bytes, name: str) -> dict[str, np.ndarray]:
@@ -154,20 +161,32 @@ def read_arrays(content: bytes, name: str) -> dict[str, np.ndarray]:
             if sum(member.file_size for member in archive.infolist()) > 64 * len(content) + 2**20:
                 raise InputError(f"{name} would unpack to more than 64 times its size; do not use it")
             for member in archive.infolist():
-                data = io.BytesIO(archive.read(member))
+                data = io.BytesIO(_unpacked(archive, member, member.file_size))
                 version = np.lib.format.read_magic(data)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(data)
                 values = data.read()
-                if dtype.hasobject or dtype.kind not in "fiub" or len(values) != dtype.itemsize * int(np.prod(shape)):
-                    raise InputError(f"{name}: {member.filename} does not hold what its header says; do not use it")
+                if dtype.kind not in "fiub" or len(values) != dtype.itemsize * math.prod(shape):
+                    raise InputError(
+                        f"{name}: {in_one_line(member.filename)} does not hold what its header says; do not use it"
+                    )
                 array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
                 arrays[member.filename.removesuffix(".npy")] = array
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} cannot be read as arrays: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # the two parsers document neither what they raise nor what passes through them
+        raise InputError(
+            f"{name} cannot be read as arrays: {in_one_line(error)}; copy or build the bundle again"
+        ) from error
     return arrays
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
+    """At most ``limit`` bytes of a member and one more; never more in memory, whatever it would unpack to."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a limit
+        raise NotImplementedError(f"packed by method {member.compress_type}, not by deflate")
+    with archive.open(member) as file:
+        return file.read(limit + 1)
 
 
 class _Source:
@@ -203,12 +222,15 @@ class _Folder(_Source):
 
     def read(self, name: str, limit: int) -> bytes:
         path = self.path.joinpath(*PurePosixPath(name).parts)
-        if not path.is_file():
-            raise self.missing(name)
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise InputError(f"{self.name}: {name} is a link that leaves the bundle; put the file itself there")
-        with path.open("rb") as file:
-            return file.read(limit + 1)
+        try:
+            if not path.is_file():
+                raise self.missing(name)
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                raise InputError(f"{self.name}: {name} is a link that leaves the bundle; put the file itself there")
+            with path.open("rb") as file:
+                return file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{self.name}: {name} cannot be read: {error.strerror}; make it readable") from error
 
 
 class _Zip(_Source):
@@ -216,24 +238,41 @@ class _Zip(_Source):
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self.archive = zipfile.ZipFile(path)
-        names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
-        if len(set(names)) != len(names):
+        try:
+            self.archive = zipfile.ZipFile(path)
+        except Exception as error:  # zipfile documents neither what it raises nor what passes through it
+            raise InputError(
+                f"{self.name} is no bundle: {in_one_line(error)}; give a folder with a {MANIFEST}, or a .zip of one"
+            ) from error
+        self.members = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
+        self._check_names()
+        roots = {name.partition("/")[0] for name in self.members}
+        self.root = f"{roots.pop()}/" if len(roots) == 1 and MANIFEST not in self.members else ""
+
+    def _check_names(self) -> None:
+        infos = self.archive.infolist()
+        for info in infos:
+            if not is_plain(info.filename.removesuffix("/")):
+                raise InputError(
+                    f"{self.name}: the path '{in_one_line(info.filename)}' in the archive leaves it or is malformed; "
+                    "do not use it"
+                )
+        if len({info.filename for info in infos}) != len(infos):
             raise InputError(f"{self.name}: two files have the same name; build the archive again")
-        roots = {name.partition("/")[0] for name in names}
-        self.root = f"{roots.pop()}/" if len(roots) == 1 and MANIFEST not in names else ""
 
     def __exit__(self, *error: object) -> None:
         self.archive.close()
 
     def names(self) -> set[str]:
-        return {info.filename.removeprefix(self.root) for info in self.archive.infolist() if not info.is_dir()}
+        return {name.removeprefix(self.root) for name in self.members}
 
     def read(self, name: str, limit: int) -> bytes:
+        member = self.members.get(self.root + name)
+        if member is None:
+            raise self.missing(name)
         try:
-            with self.archive.open(self.root + name) as file:
-                return file.read(limit + 1)
-        except KeyError as error:
-            raise self.missing(name) from error
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-            raise InputError(f"{self.name}: {name} cannot be unpacked: {error}") from error
+            return _unpacked(self.archive, member, limit)
+        except Exception as error:  # see above
+            raise InputError(
+                f"{self.name}: {name} cannot be unpacked: {in_one_line(error)}; copy or build the bundle again"
+            ) from error

@@ -131,7 +131,10 @@ def _encode(spec: Property, value: Any, n: int) -> np.ndarray:
         given = [value] * n if isinstance(value, str) else value
         if np.ndim(given) == 1 and any(isinstance(entry, str) for entry in given):
             given = [_class_number(spec, entry) for entry in given]
-        numbers = as_array(spec.name, _for_each(given, n), np.int32, n)
+        given = np.asarray(_for_each(given, n))
+        if given.dtype.kind == "f" and np.array_equal(given, np.round(given)):  # a column of a table with gaps
+            given = given.astype(np.int64)
+        numbers = as_array(spec.name, given, np.int32, n)
         if n and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
             raise InputError(
                 f"`{spec.name}` must be class numbers from 0 to {spec.n_classes - 1}, got {numbers.min()} to "

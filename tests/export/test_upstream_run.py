@@ -7,37 +7,17 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the models need PyTorch")
 
+from recorded import CALL, CHAIN, error, offsets_of, recorded, recorded_graph, tensor  # noqa: E402
+
 from druse import Graph  # noqa: E402
 from druse.sampling import ddpm_update  # noqa: E402
 from druse_export.importing.upstream import UpstreamRun, read_run  # noqa: E402
 from druse_export.models.geometry import encoder_geometry, score_geometry  # noqa: E402
 
-CALL, CHAIN = 1e-5, 1e-4  # of the scale
-
 
 @pytest.fixture(scope="module")
 def run(shared: Path) -> UpstreamRun:
     return read_run(shared / "fixtures" / "upstream_run")
-
-
-def recorded(shared: Path, name: str) -> dict[str, np.ndarray]:
-    with np.load(shared / "fixtures" / f"{name}.npz", allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
-
-
-def tensor(array: np.ndarray) -> "torch.Tensor":
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def error(got: "torch.Tensor", expected: np.ndarray, scale: float | None = None) -> float:
-    """Largest difference, relative to the largest expected magnitude."""
-    expected = expected.astype(np.float64)
-    assert tuple(got.shape) == expected.shape
-    return float(np.abs(got.detach().numpy() - expected).max()) / (scale or float(np.abs(expected).max()))
-
-
-def offsets_of(n_atoms: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(n_atoms)])
 
 
 def test_sizes_and_settings(run: UpstreamRun) -> None:
@@ -124,19 +104,7 @@ def test_prior(run: UpstreamRun, shared: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["small", "big"])
 def test_decoder(run: UpstreamRun, shared: Path, name: str) -> None:
     z = recorded(shared, "decoder_io")
-    source, target = z[f"{name}/out/raw_edge_index"]
-    image = z[f"{name}/out/raw_to_jimages"].astype(np.int32)
-    first = image[np.arange(len(image)), np.argmax(image != 0, axis=1)]  # the first number that is not 0
-    keep = (source < target) | ((source == target) & (first < 0))
-    graph = Graph.from_edges(
-        z[f"{name}/inputs/frac_coords"],
-        z[f"{name}/inputs/cells"],
-        offsets_of(z[f"{name}/inputs/num_atoms"]),
-        source[keep],
-        target[keep],
-        image[keep],
-        half=True,
-    )
+    graph = recorded_graph(z, name)
     geometry = score_geometry(graph, run.model.config.decoder)
     score, logits = run.model.decoder(tensor(z[f"{name}/inputs/z"]), tensor(z[f"{name}/inputs/atom_types"]), geometry)
     # the network's scale: edge forces of `small` cancel by symmetry, and what is left says nothing of it

@@ -14,7 +14,7 @@ A backend that is asked for by name runs or raises; ``auto`` takes the first tha
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class OutOfMemoryError(DeviceError, MemoryError):
     """The memory for one call could not be had; the same work in smaller pieces may fit."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Where networks run.
 
