@@ -188,6 +188,41 @@ DRUSE_API int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64
                                   const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit,
                                   const float *force, float *out);
 
+/* ---- the prior's network ---------------------------------------------------------------------------------------- */
+
+/* CPU only so far. Its arithmetic is fused multiply-adds in one order, the same bytes on every instruction set. */
+
+#define DRUSE_PANEL 32 /* columns that are packed together */
+
+/* A residual MLP shaped like a U-Net: n layers down, one in the middle, n up to the width of z, one out. Before its
+ * activation layer i adds terms[row, i] + steps[step, i], `terms` and `steps` holding the widths of all layers side by
+ * side; every layer but the last ends with max(., 0). What went into layer n - k on the way down is added to what comes
+ * out of layer n + k, k from 0 (the middle), to be the next layer's input. */
+typedef struct {
+    int32_t n_layers;            /* 2 n + 2, at most 32 */
+    int32_t latent;              /* width of z */
+    const int32_t *widths;       /* [n_layers] of the outputs, multiples of DRUSE_PANEL */
+    const float *const *weights; /* [n_layers] packed matrices */
+    const float *steps;          /* [n_steps, sum of widths] */
+    int32_t n_steps;
+    int32_t reserved; /* 0 */
+} druse_residual_mlp;
+
+/* A matrix [n_in, n_out] as druse_residual_mlp takes it: n_in * n_out rounded up to whole panels. */
+DRUSE_API int32_t druse_pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed);
+
+/* eps[row] = the network of z[row] at a step. z, eps: [n_rows, latent]; terms: [n_rows, sum of widths]. */
+DRUSE_API int32_t druse_prior_eps(const druse_exec *exec, const druse_residual_mlp *net, int64_t n_rows, int32_t step,
+                                  const float *z, const float *terms, float *eps);
+
+/* The reverse process from first_step down to last_step, both included: druse_prior_eps and druse_ddpm in turns, with the
+ * step in the place of the key's. scale, eps_scale, noise_scale: [n_steps], as in druse_ddpm; no draws where the last
+ * is 0. */
+DRUSE_API int32_t druse_prior_chain(const druse_exec *exec, const druse_residual_mlp *net, const druse_noise_key *key,
+                                    int64_t n_rows, int32_t first_step, int32_t last_step, const double *scale,
+                                    const double *eps_scale, const double *noise_scale, const float *terms, float *z,
+                                    uint32_t *status);
+
 #ifdef __cplusplus
 }
 #endif

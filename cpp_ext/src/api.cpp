@@ -55,6 +55,21 @@ int32_t check_draw(const druse_exec *exec, const druse_noise_key *key, int64_t n
     return DRUSE_OK;
 }
 
+// The widths must mirror one another, or a layer would read beyond what another wrote.
+bool valid_mlp(const druse_residual_mlp *net) {
+    if (net == nullptr || net->widths == nullptr || net->weights == nullptr || net->steps == nullptr) return false;
+    const int32_t n = net->n_layers;
+    if (n < 4 || n > 32 || n % 2 != 0 || net->n_steps <= 0) return false;
+    for (int32_t i = 0; i < n; ++i)
+        if (net->widths[i] <= 0 || net->widths[i] % DRUSE_PANEL != 0 || net->widths[i] > 1 << 20 ||
+            net->weights[i] == nullptr)
+            return false;
+    const int32_t n_down = n / 2 - 1;
+    for (int32_t k = 0; k <= n_down; ++k)  // what comes out of layer n_down + k meets what went into layer n_down - k
+        if (net->widths[n_down + k] != (k == n_down ? net->latent : net->widths[n_down - k - 1])) return false;
+    return net->widths[n - 1] == net->latent;
+}
+
 }  // namespace
 
 extern "C" {
@@ -188,6 +203,37 @@ int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_
     DRUSE_REQUIRE(n_atoms == 0 || (degree != nullptr && out != nullptr));
     DRUSE_REQUIRE(n_atoms == 0 || degree_capacity == 0 || (in_edge != nullptr && unit != nullptr && force != nullptr));
     DRUSE_DISPATCH(force_sum, n_atoms, degree_capacity, in_edge, degree, mirror, unit, force, out);
+}
+
+int32_t druse_pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed) {
+    DRUSE_REQUIRE(n_in > 0 && n_out > 0 && matrix != nullptr && packed != nullptr);
+    return druse::cpu::pack(n_in, n_out, matrix, packed);
+}
+
+int32_t druse_prior_eps(const druse_exec *exec, const druse_residual_mlp *net, int64_t n_rows, int32_t step,
+                        const float *z, const float *terms, float *eps) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    if (exec->device != DRUSE_CPU) return DRUSE_ERROR_UNSUPPORTED;
+    DRUSE_REQUIRE(valid_mlp(net) && n_rows >= 0 && step >= 0 && step < net->n_steps);
+    DRUSE_REQUIRE(n_rows == 0 || (z != nullptr && terms != nullptr && eps != nullptr));
+    return druse::cpu::prior_eps(exec, net, n_rows, step, z, terms, eps);
+}
+
+int32_t druse_prior_chain(const druse_exec *exec, const druse_residual_mlp *net, const druse_noise_key *key,
+                          int64_t n_rows, int32_t first_step, int32_t last_step, const double *scale,
+                          const double *eps_scale, const double *noise_scale, const float *terms, float *z,
+                          uint32_t *status) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    if (exec->device != DRUSE_CPU) return DRUSE_ERROR_UNSUPPORTED;
+    DRUSE_REQUIRE(valid_mlp(net) && valid_key(key) && n_rows >= 0 && net->latent <= 1 << 26);
+    DRUSE_REQUIRE(last_step >= 0 && first_step >= last_step && first_step < net->n_steps);
+    DRUSE_REQUIRE(scale != nullptr && eps_scale != nullptr && noise_scale != nullptr);
+    for (int32_t t = last_step; t <= first_step; ++t)
+        DRUSE_REQUIRE(__builtin_isfinite(scale[t]) && __builtin_isfinite(eps_scale[t]) &&
+                      __builtin_isfinite(noise_scale[t]));
+    DRUSE_REQUIRE(n_rows == 0 || (terms != nullptr && z != nullptr && status != nullptr));
+    return druse::cpu::prior_chain(exec, net, key, n_rows, first_step, last_step, scale, eps_scale, noise_scale, terms,
+                                   z, status);
 }
 
 }  // extern "C"

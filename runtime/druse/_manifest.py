@@ -264,12 +264,12 @@ def decode(text: bytes, name: str) -> Manifest:
         manifest: Manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
-            f"{name}: {MANIFEST} cannot be used: {in_one_line(error)}; build or download the bundle again"
+            f"{name}: {MANIFEST} cannot be used: {in_one_line(error)}; copy or build the bundle again"
         ) from error
     for path in manifest.files:
         check_path(path, name)
     if sum(file.bytes for file in manifest.files.values()) > LARGEST_FILE:
-        raise InputError(f"{name}: the files of {MANIFEST} are larger than {LARGEST_FILE:,} bytes together; do not use it")
+        raise InputError(f"{name}: the files are larger than {LARGEST_FILE:,} bytes together; do not use it")
     for network in manifest.networks.values():
         if network.file not in manifest.files:
             raise InputError(

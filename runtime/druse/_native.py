@@ -68,6 +68,20 @@ class NoiseKey(Structure):
     _fields_ = (("seed", c_uint64), ("purpose", c_uint32), ("step", c_uint32), ("crystal_ids", c_void_p))
 
 
+class ResidualMLP(Structure):
+    """``druse_residual_mlp``."""
+
+    _fields_ = (
+        ("n_layers", c_int32),
+        ("latent", c_int32),
+        ("widths", c_void_p),
+        ("weights", c_void_p),
+        ("steps", c_void_p),
+        ("n_steps", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 _EXEC, _KEY, _P, _N, _I, _D = POINTER(Exec), POINTER(NoiseKey), c_void_p, c_int64, c_int32, c_double
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_abi_version": (_I, ()),
@@ -86,6 +100,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_radial_basis": (_I, (_EXEC, _N, _P, _D, _I, _P)),
     "druse_legendre": (_I, (_EXEC, _N, _N, _I, _P, _P, _N, _P, _P)),
     "druse_force_sum": (_I, (_EXEC, _N, _N, _P, _P, _N, _P, _P, _P)),
+    "druse_pack": (_I, (_I, _I, _P, _P)),
+    "druse_prior_eps": (_I, (_EXEC, POINTER(ResidualMLP), _N, _I, _P, _P, _P)),
+    "druse_prior_chain": (_I, (_EXEC, POINTER(ResidualMLP), _KEY, _N, _I, _I, _P, _P, _P, _P, _P, _P)),
 }
 
 

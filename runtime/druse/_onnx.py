@@ -2,7 +2,8 @@
 
 Reads the protocol-buffer wire format just far enough to see every operation and every tensor. Refused are operations
 beyond arithmetic on what is given, subgraphs and functions, tensors outside the file, and tensors that claim other
-than the numbers they hold. What a network makes of its inputs is not bounded here. Field numbers are those of ``onnx.proto`` (https://github.com/onnx/onnx, IR version 10).
+than the numbers they hold. How large a network makes the tensors between its operations is not looked at. Field numbers
+are those of ``onnx.proto`` (https://github.com/onnx/onnx, IR version 10).
 """
 
 import math
@@ -103,14 +104,14 @@ def check_network(content: bytes, name: str) -> None:
         InputError: it is no ONNX file, or holds something that a bundle's network has no use for.
     """
     try:
-        if content[4:8] == b"ORTM":
-            raise _MalformedError("it is in a format of ONNX Runtime's own, or can be taken for it")
         _check_model(memoryview(content))
     except (_MalformedError, UnicodeDecodeError) as error:
         raise InputError(f"{name} cannot be used: {error}; build the bundle again from its checkpoint") from error
 
 
 def _check_model(model: memoryview) -> None:
+    if bytes(model[4:8]) == b"ORTM":  # ONNX Runtime would take it for its own format and not see what is looked at here
+        raise _MalformedError("it can be taken for a file of ONNX Runtime's own format")
     graphs = 0
     for field, value in _fields(model):
         if field == _MODEL_GRAPH:
@@ -145,7 +146,7 @@ def _check_node(node: memoryview) -> None:
             _check_attribute(_message(value))
     if len(operations) != 1 or operations[0] not in OPERATIONS:
         raise _MalformedError(
-            f"it uses the operation {', '.join(operations)!r}, which is not among those that networks need"
+            f"it uses the operation {', '.join(operations[:2])!r}, which is not among those that networks need"
         )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,7 +86,7 @@ class Bundle:
         elif place.is_file():
             source = _Zip(place)
         else:
-            raise InputError(f"{place} does not exist, or is neither folder nor file; give the folder or .zip of a bundle")
+            raise InputError(f"{place} does not exist as folder or file; give the folder or .zip of a bundle")
         with source:
             text = source.read(MANIFEST, LARGEST_MANIFEST)
             manifest = decode(text, source.name)
@@ -155,38 +156,36 @@ def read_arrays(content: bytes, name: str) -> dict[str, np.ndarray]:
     Raises:
         InputError: it is no such file.
     """
-    arrays: dict[str, np.ndarray] = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > 64 * len(content) + 2**20:
-                raise InputError(f"{name} would unpack to more than 64 times its size; do not use it")
-            for member in archive.infolist():
-                data = io.BytesIO(_unpacked(archive, member, member.file_size))
-                version = np.lib.format.read_magic(data)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(data)
-                values = data.read()
-                if dtype.kind not in "fiub" or len(values) != dtype.itemsize * math.prod(shape):
-                    raise InputError(
-                        f"{name}: {in_one_line(member.filename)} does not hold what its header says; do not use it"
-                    )
-                array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
-                arrays[member.filename.removesuffix(".npy")] = array
-    except InputError:
-        raise
-    except Exception as error:  # the two parsers document neither what they raise nor what passes through them
+        return dict(_arrays(content))
+    except Exception as error:  # neither zipfile nor NumPy documents what it raises and what passes through it
         raise InputError(
             f"{name} cannot be read as arrays: {in_one_line(error)}; copy or build the bundle again"
         ) from error
-    return arrays
+
+
+def _arrays(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > 64 * len(content) + 2**20:
+            raise ValueError("it would unpack to more than 64 times its size")
+        for member in archive.infolist():
+            data = io.BytesIO(_unpacked(archive, member, member.file_size))
+            version = np.lib.format.read_magic(data)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(data)
+            values = data.read()
+            if dtype.kind not in "fiub" or len(values) != dtype.itemsize * math.prod(shape):
+                raise ValueError(f"{member.filename} does not hold what its header says")
+            array = np.frombuffer(values, dtype).reshape(shape, order="F" if fortran else "C")
+            yield member.filename.removesuffix(".npy"), array
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
-    """At most ``limit`` bytes of a member and one more; never more in memory, whatever it would unpack to."""
+    """At most ``limit`` bytes of a member and one more; never much more in memory, whatever it would unpack to."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a limit
         raise NotImplementedError(f"packed by method {member.compress_type}, not by deflate")
     with archive.open(member) as file:
-        return file.read(limit + 1)
+        return file.read(min(limit, member.file_size) + 1)
 
 
 class _Source:
@@ -244,12 +243,6 @@ class _Zip(_Source):
             raise InputError(
                 f"{self.name} is no bundle: {in_one_line(error)}; give a folder with a {MANIFEST}, or a .zip of one"
             ) from error
-        self.members = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
-        self._check_names()
-        roots = {name.partition("/")[0] for name in self.members}
-        self.root = f"{roots.pop()}/" if len(roots) == 1 and MANIFEST not in self.members else ""
-
-    def _check_names(self) -> None:
         infos = self.archive.infolist()
         for info in infos:
             if not is_plain(info.filename.removesuffix("/")):
@@ -259,6 +252,9 @@ class _Zip(_Source):
                 )
         if len({info.filename for info in infos}) != len(infos):
             raise InputError(f"{self.name}: two files have the same name; build the archive again")
+        self.members = {info.filename: info for info in infos if not info.is_dir()}
+        roots = {name.partition("/")[0] for name in self.members}
+        self.root = f"{roots.pop()}/" if len(roots) == 1 and MANIFEST not in self.members else ""
 
     def __exit__(self, *error: object) -> None:
         self.archive.close()

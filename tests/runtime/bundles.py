@@ -3,13 +3,16 @@
 import hashlib
 import io
 import re
+import tracemalloc
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from druse import InputError
@@ -17,6 +20,7 @@ from druse.bundle import (
     MANIFEST,
     REFERENCE,
     SCHEMA,
+    Bundle,
     CGCNNManifest,
     ConCDVAEManifest,
     File,
@@ -156,7 +160,44 @@ def zipped(files: Mapping[str, bytes] | Iterable[tuple[str, bytes]], method: int
     return buffer.getvalue()
 
 
-def is_one_sentence(error: InputError) -> bool:
-    """Whether an error stands on one line, is not long, and ends with advice."""
+KINDS = ("folder", "zip", "zip of a folder")
+"""How `put` puts a bundle."""
+
+
+def put(kind: str, place: Path, files: Mapping[str, bytes]) -> Path:
+    """Files in a new folder or archive of ``place``: what `Bundle.open` takes."""
+    if kind == "folder":
+        return write_folder(place / "tiny", files)
+    root = "tiny/" if kind == "zip of a folder" else ""
+    return put_zip(place, zipped({root + name: data for name, data in files.items()}))
+
+
+def put_zip(place: Path, archive: bytes) -> Path:
+    path = place / "tiny.zip"
+    path.write_bytes(archive)
+    return path
+
+
+def require_one_sentence(error: InputError) -> None:
+    """An error stands on one line, is not long, and ends with advice."""
     text = str(error)
-    return text.isprintable() and len(text) < 500 and re.search(rf"[;,] ({_ADVICE})[^;]*$", text) is not None
+    assert text.isprintable(), repr(text)
+    assert len(text) < 500, text
+    assert re.search(rf"[;,] ({_ADVICE})[^;]*$", text), text
+
+
+def refuse(path: Path, says: str) -> None:
+    """Opening a bundle must fail, with this in one sentence (a regular expression)."""
+    with pytest.raises(InputError, match=says) as caught:
+        Bundle.open(path)
+    require_one_sentence(caught.value)
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Bytes."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

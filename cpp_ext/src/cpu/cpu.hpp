@@ -30,6 +30,12 @@ int32_t legendre(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacit
                  const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit, float *out);
 int32_t force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, const int32_t *in_edge,
                   const int32_t *degree, int64_t mirror, const float *unit, const float *force, float *out);
+int32_t pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed);
+int32_t prior_eps(const druse_exec *exec, const druse_residual_mlp *net, int64_t n_rows, int32_t step, const float *z,
+                  const float *terms, float *eps);
+int32_t prior_chain(const druse_exec *exec, const druse_residual_mlp *net, const druse_noise_key *key, int64_t n_rows,
+                    int32_t first_step, int32_t last_step, const double *scale, const double *eps_scale,
+                    const double *noise_scale, const float *terms, float *z, uint32_t *status);
 
 }  // namespace cpu
 }  // namespace druse

@@ -11,7 +11,8 @@ const Kernels *available(int isa) {
     if (isa == DRUSE_ISA_AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return kernels_avx512();
-    if (isa == DRUSE_ISA_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) return kernels_avx2();
+    if (isa == DRUSE_ISA_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("popcnt")) return kernels_avx2();
 #endif
     return isa == DRUSE_ISA_BASELINE ? kernels_baseline() : nullptr;
 }

@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with DRUSE_ISA its namespace and name.
+#include "dense_kernel.hpp"
 #include "geometry_kernel.hpp"
 #include "noise_kernel.hpp"
 #include "symmetrise.hpp"
@@ -10,7 +11,8 @@ namespace druse {
 
 const Kernels *DRUSE_JOIN(kernels_, DRUSE_ISA)() {
     static constexpr Kernels kernels = {DRUSE_ISA::graph,        DRUSE_ISA::normal,   DRUSE_ISA::ddpm,
-                                        DRUSE_ISA::radial_basis, DRUSE_ISA::legendre, DRUSE_ISA::force_sum};
+                                        DRUSE_ISA::radial_basis, DRUSE_ISA::legendre, DRUSE_ISA::force_sum,
+                                        DRUSE_ISA::residual_mlp};
     return &kernels;
 }
 

@@ -9,6 +9,10 @@
 
 namespace druse {
 
+constexpr int kPanel = DRUSE_PANEL;
+constexpr int kDenseRows = 48;  // rows of a network that a core takes at a time; a multiple of every tile
+constexpr int kMostLayers = 32;
+
 // A growing array that reports failure instead of throwing, and never shrinks. Always inline: this header is compiled for
 // several instruction sets, and the linker must not choose one set's copy for all.
 #define DRUSE_INLINE __attribute__((always_inline)) inline
@@ -89,6 +93,9 @@ struct Kernels {
                      const int32_t *degree, int64_t mirror, const float *unit, float *vectors, float *out);
     void (*force_sum)(int64_t n_atoms, int64_t degree_capacity, const int32_t *in_edge, const int32_t *degree,
                       int64_t mirror, const float *unit, const float *force, float *out);
+    // up to kDenseRows rows, see dense_kernel.hpp
+    void (*residual_mlp)(const druse_residual_mlp *net, int64_t n_rows, const float *z, const float *terms,
+                         const float *step, float *work, float *eps);
 };
 
 const Kernels *kernels_baseline();

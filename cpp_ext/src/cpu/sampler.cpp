@@ -5,19 +5,11 @@
 #include "cpu.hpp"
 #include "dispatch.hpp"
 #include "pool.hpp"
+#include "rows.hpp"
 
 namespace druse {
 namespace cpu {
 namespace {
-
-template <class Real>
-bool all_finite(const Real *values, int64_t count) {
-    Real residue = 0;
-    for (int64_t i = 0; i < count; ++i) residue += values[i] * Real(0);  // NaN where a value is NaN or infinite
-    return residue == Real(0);
-}
-
-constexpr int kPortion = 256;  // atoms, or numbers of a latent, whose noise is drawn at a time; a multiple of four
 
 int64_t first_row(const int64_t *offsets, int64_t b) { return offsets == nullptr ? b : offsets[b]; }
 
@@ -113,27 +105,13 @@ int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_c
 int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
              double eps_scale, double noise_scale, const float *eps, const float *noise, float *z, uint32_t *status) {
     const Kernels &kernel = kernels(exec->isa);
+    const druse_noise_key given = key != nullptr ? *key : druse_noise_key{};
     parallel_ranges(exec->n_threads, n_crystals, grain(n_crystals, n_crystals, width), [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) {
-            bool good = all_finite(eps + b * width, width) && all_finite(z + b * width, width) &&
-                        (noise == nullptr || all_finite(noise + b * width, width));
-            for (int pass = 0; pass < 2 && good; ++pass)
-                for (int32_t start = 0; start < width && good; start += kPortion) {
-                    const int32_t count = width - start < kPortion ? width - start : kPortion;
-                    float drawn[kPortion], next[kPortion];
-                    const float *draws = noise == nullptr ? drawn : noise + b * width + start;
-                    if (noise == nullptr)
-                        kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose,
-                                      static_cast<uint32_t>(start / 4), 1, count, drawn);
-                    kernel.ddpm(count, static_cast<float>(scale), static_cast<float>(eps_scale),
-                                static_cast<float>(noise_scale), eps + b * width + start, draws,
-                                z + b * width + start, next);
-                    if (width <= kPortion) pass = 1;  // one portion holds it all: no need to ask first
-                    good &= all_finite(next, count);
-                    if (pass == 1 && good) memcpy(z + b * width + start, next, static_cast<size_t>(count) * sizeof *z);
-                }
-            if (!good) status[b] |= DRUSE_STATUS_NON_FINITE;
-        }
+        for (int64_t b = begin; b < end; ++b)
+            status[b] |= ddpm_row(kernel, given, given.crystal_ids == nullptr ? 0 : given.crystal_ids[b], width,
+                                  static_cast<float>(scale), static_cast<float>(eps_scale),
+                                  static_cast<float>(noise_scale), eps + b * width,
+                                  noise == nullptr ? nullptr : noise + b * width, z + b * width);
     });
     return DRUSE_OK;
 }

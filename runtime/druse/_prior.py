@@ -1,0 +1,108 @@
+"""The prior's network in native code, its weights those of the bundle's ONNX file.
+
+`druse_export.bundles.networks.ExportedPrior` is the statement of the network; ``druse.h`` says what the native one does.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from druse import _native
+from druse._arrays import CrystalIds, Latents, Status, as_array
+
+FORMULATION = "residual-mlp-1"
+"""What a manifest calls a network whose matrices are the initializers ``weights.0`` and so on, and ``steps``."""
+
+PANEL = 32
+
+
+class ResidualMLP:
+    """The prior's network, ready to run."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Packs the matrices ``weights.k`` ``[in, out]``; ``steps`` is ``[n_steps, sum of outs]``."""
+        matrices = [tensors[f"weights.{k}"] for k in range(sum(name.startswith("weights.") for name in tensors))]
+        self._steps = as_array("steps", tensors["steps"], np.float32, "steps", sum(m.shape[1] for m in matrices))
+        self._widths = np.array([matrix.shape[1] for matrix in matrices], np.int32)
+        self._packed = [_packed(matrix) for matrix in matrices]
+        self._pointers = (ctypes.c_void_p * len(matrices))(*map(_native.pointer, self._packed))
+        self.latent, self.n_steps = int(matrices[0].shape[0]), len(self._steps)
+        self._net = _native.ResidualMLP(
+            len(matrices),
+            self.latent,
+            _native.pointer(self._widths),
+            ctypes.addressof(self._pointers),
+            _native.pointer(self._steps),
+            self.n_steps,
+            0,
+        )
+
+    @property
+    def n_terms(self) -> int:
+        """The width of ``terms``."""
+        return int(self._widths.sum())
+
+    def eps(self, z: Any, terms: Any, step: int, *, n_threads: int = 1, isa: str = "best") -> Latents:
+        """The predicted noise; arguments as of `druse.model.Model.prior_step`."""
+        z_, terms_ = self._rows(z, terms)
+        out = np.empty_like(z_)
+        _native.call(
+            "druse_prior_eps",
+            _native.cpu(n_threads, isa),
+            self._net,
+            len(z_),
+            step,
+            *map(_native.pointer, (z_, terms_, out)),
+        )
+        return out
+
+    def chain(
+        self,
+        z: Any,
+        terms: Any,
+        steps: range,
+        schedule: Sequence[np.ndarray],
+        *,
+        seed: int,
+        crystal_ids: CrystalIds,
+        purpose: int,
+        n_threads: int = 1,
+        isa: str = "best",
+    ) -> tuple[Latents, Status]:
+        """The reverse process over ``steps`` (descending); ``schedule`` as of ``druse_prior_chain``."""
+        z_, terms_ = self._rows(z, terms)
+        z_ = z_.copy()
+        status = np.zeros(len(z_), np.uint32)
+        factors = [np.ascontiguousarray(values, np.float64) for values in schedule]
+        _native.call(
+            "druse_prior_chain",
+            _native.cpu(n_threads, isa),
+            self._net,
+            _native.noise_key(seed, purpose, 0, crystal_ids),
+            len(z_),
+            steps[0],
+            steps[-1],
+            *map(_native.pointer, (*factors, terms_, z_, status)),
+        )
+        return z_, status
+
+    def _rows(self, z: Any, terms: Any) -> tuple[np.ndarray, np.ndarray]:
+        z_: np.ndarray = as_array("z", z, np.float32, "crystals", self.latent)
+        terms_: np.ndarray = as_array("terms", terms, np.float32, len(z_), self.n_terms)
+        return z_, terms_
+
+
+def fits(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the native network takes these widths."""
+    n_layers = sum(name.startswith("weights.") for name in tensors)
+    return n_layers >= 4 and all(tensors[f"weights.{k}"].shape[1] % PANEL == 0 for k in range(n_layers))
+
+
+def _packed(matrix: np.ndarray) -> np.ndarray:
+    matrix = np.ascontiguousarray(matrix, np.float32)
+    n_in, n_out = matrix.shape
+    packed = np.empty(n_in * -(-n_out // PANEL) * PANEL, np.float32)
+    _native.call("druse_pack", n_in, n_out, *map(_native.pointer, (matrix, packed)))
+    return packed
