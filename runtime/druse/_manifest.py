@@ -51,12 +51,15 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         file: path in the bundle.
         precision: of its products, written in its graph.
+        formulation: name of what it computes, where Druse has native code for that and its weights have agreed names
+            (`druse._prior.FORMULATION`); empty otherwise.
     """
 
     file: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     precision: Precision = "fp32"
+    formulation: str = ""
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,67 +9,33 @@ are those of ``onnx.proto`` (https://github.com/onnx/onnx, IR version 10).
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from druse.errors import InputError
 
-__all__ = ["OPERATIONS", "check_network"]
+__all__ = ["OPERATIONS", "check_network", "float_tensors"]
 
 OPERATIONS = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Cos",
-        "Div",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "Greater",
-        "Identity",
-        "LayerNormalization",
-        "Less",
-        "Log",
-        "LogSoftmax",
-        "MatMul",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Sin",
-        "Slice",
-        "Softmax",
-        "Softplus",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
+    {
+        *(
+            "Add",
+            "Div",
+            "Exp",
+            "Mul",
+            "Neg",
+            "Pow",
+            "Relu",
+            "Sigmoid",
+            "Softmax",
+            "LogSoftmax",
+            "Softplus",
+            "Sub",
+            "Tanh",
+        ),
+        *("Cast", "Greater", "Less", "Where", "Max", "Min", "ReduceSum", "BatchNormalization", "Gemm", "MatMul"),
+        *("Concat", "Constant", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
+        *("Transpose", "Unsqueeze"),
+    }
 )
 """Operations of the standard that take numbers and give numbers."""
 
@@ -83,7 +49,8 @@ _ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS = 5, 10
 _ATTRIBUTE_PLAIN = (1, 2, 3, 4, 7, 8, 9, 13, 21)  # names, numbers, strings
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_RAW = 1, 2, 9
 _TENSOR_FLOATS, _TENSOR_INT32, _TENSOR_INT64, _TENSOR_DOUBLES = 4, 5, 7, 10
-_TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+_TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 8, 13, 14
+_FLOAT32 = 1
 
 Value = int | memoryview | bytes
 """A number, what has a length of its own, or 4 or 8 bytes."""
@@ -195,6 +162,31 @@ def _check_tensor(tensor: memoryview) -> None:
     if size * _ITEM_BYTES[kind] != raw if raw >= 0 else size != numbers:
         held = f"{raw} bytes" if raw >= 0 else f"{numbers} numbers"
         raise _MalformedError(f"a tensor claims the shape {dims} but holds {held}")
+
+
+def float_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The float32 weights of a file that `check_network` has passed, by name; views of ``content``."""
+    tensors = {}
+    for field, graph in _fields(memoryview(content)):
+        if field != _MODEL_GRAPH:
+            continue
+        for inner, tensor in _fields(_message(graph)):
+            if inner != _GRAPH_TENSOR:
+                continue
+            dims: list[int] = []
+            name, kind, raw = "", 0, memoryview(b"")
+            for place, value in _fields(_message(tensor)):
+                if place == _TENSOR_DIMS:
+                    dims += [value] if isinstance(value, int) else _varints(_message(value))
+                elif place == _TENSOR_TYPE and isinstance(value, int):
+                    kind = value
+                elif place == _TENSOR_NAME:
+                    name = _text(value)
+                elif place == _TENSOR_RAW:
+                    raw = _message(value)
+            if kind == _FLOAT32 and len(raw) == 4 * math.prod(dims):
+                tensors[name] = np.frombuffer(raw, np.float32).reshape(dims)
+    return tensors
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:

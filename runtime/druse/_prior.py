@@ -1,6 +1,6 @@
 """The prior's network in native code, its weights those of the bundle's ONNX file.
 
-`druse_export.bundles.networks.ExportedPrior` is the statement of the network; ``druse.h`` says what the native one does.
+`druse_export.bundles.networks.ExportedPrior` is the statement of the network, ``druse.h`` of the native one.
 """
 
 import ctypes
@@ -11,6 +11,9 @@ import numpy as np
 
 from druse import _native
 from druse._arrays import CrystalIds, Latents, Status, as_array
+from druse.errors import InputError
+from druse.noise import Purpose
+from druse.schedules import DDPMSchedule
 
 FORMULATION = "residual-mlp-1"
 """What a manifest calls a network whose matrices are the initializers ``weights.0`` and so on, and ``steps``."""
@@ -21,9 +24,15 @@ PANEL = 32
 class ResidualMLP:
     """The prior's network, ready to run."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Packs the matrices ``weights.k`` ``[in, out]``; ``steps`` is ``[n_steps, sum of outs]``."""
-        matrices = [tensors[f"weights.{k}"] for k in range(sum(name.startswith("weights.") for name in tensors))]
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str = "the network") -> None:
+        """Packs the matrices ``weights.k`` ``[in, out]``; ``steps`` is ``[n_steps, sum of outs]``.
+
+        Raises:
+            InputError: they are not those of such a network.
+        """
+        matrices = [tensors[key] for k in range(len(tensors)) if (key := f"weights.{k}") in tensors]
+        if not fits(matrices) or "steps" not in tensors:
+            raise InputError(f"{name} has not the weights of its formulation {FORMULATION}; build the bundle again")
         self._steps = as_array("steps", tensors["steps"], np.float32, "steps", sum(m.shape[1] for m in matrices))
         self._widths = np.array([matrix.shape[1] for matrix in matrices], np.int32)
         self._packed = [_packed(matrix) for matrix in matrices]
@@ -58,29 +67,29 @@ class ResidualMLP:
         )
         return out
 
-    def chain(
+    def denoise(
         self,
         z: Any,
         terms: Any,
         steps: range,
-        schedule: Sequence[np.ndarray],
+        schedule: DDPMSchedule,
         *,
         seed: int,
         crystal_ids: CrystalIds,
-        purpose: int,
         n_threads: int = 1,
         isa: str = "best",
     ) -> tuple[Latents, Status]:
-        """The reverse process over ``steps`` (descending); ``schedule`` as of ``druse_prior_chain``."""
+        """The reverse process; arguments as of `druse.model.Model.denoise`."""
         z_, terms_ = self._rows(z, terms)
         z_ = z_.copy()
         status = np.zeros(len(z_), np.uint32)
-        factors = [np.ascontiguousarray(values, np.float64) for values in schedule]
+        alpha, alpha_bar, sigma = schedule
+        factors = [np.ascontiguousarray(v) for v in (alpha**-0.5, (1 - alpha) / (1 - alpha_bar) ** 0.5, sigma)]
         _native.call(
             "druse_prior_chain",
             _native.cpu(n_threads, isa),
             self._net,
-            _native.noise_key(seed, purpose, 0, crystal_ids),
+            _native.noise_key(seed, Purpose.LATENT_STEP, 0, crystal_ids),
             len(z_),
             steps[0],
             steps[-1],
@@ -94,10 +103,15 @@ class ResidualMLP:
         return z_, terms_
 
 
-def fits(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the native network takes these widths."""
-    n_layers = sum(name.startswith("weights.") for name in tensors)
-    return n_layers >= 4 and all(tensors[f"weights.{k}"].shape[1] % PANEL == 0 for k in range(n_layers))
+def fits(matrices: Sequence[Any]) -> bool:
+    """Whether the native network takes these matrices ``[in, out]``: its shape, and whole panels."""
+    widths = [int(matrix.shape[1]) for matrix in matrices]
+    inputs = [int(matrix.shape[0]) for matrix in matrices]
+    if len(matrices) < 4 or len(matrices) % 2 or any(width % PANEL for width in widths):
+        return False
+    down = len(matrices) // 2 - 1
+    mirrored = [*widths[:down], *widths[down - 1 :: -1], inputs[0], inputs[0]]
+    return widths == mirrored and inputs[1:] == widths[:-1]
 
 
 def _packed(matrix: np.ndarray) -> np.ndarray:

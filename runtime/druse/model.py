@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from druse._arrays import Float32, Int32, Latents, SpeciesLogits, as_array
+from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
+from druse._onnx import float_tensors
+from druse._prior import FORMULATION, ResidualMLP
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
 from druse.backends import Backend, Runner, open_backend
 from druse.bundle import Bundle, Network
@@ -25,6 +27,8 @@ from druse.conditions import encode
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.graphs import Graph
+from druse.sampling import ddpm_update
+from druse.schedules import ddpm_schedule
 
 __all__ = ["HeadOutputs", "Model", "Score"]
 
@@ -54,6 +58,7 @@ class Model:
         self.bundle, self.backend = bundle, backend
         self.manifest = bundle.con_cdvae
         self._runners: dict[str, Runner] = {}
+        self._fused: dict[str, ResidualMLP] = {}
         self._work = Workspace()
         self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
 
@@ -137,8 +142,71 @@ class Model:
             raise InputError(f"`step` must be from 0 to {n_steps - 1}, got {step}")
         z_ = self._latents("z", z)
         terms_ = as_array("terms", terms, np.float32, len(z_), "terms")
+        fused = self._fused_prior(prior)
+        if fused is not None:
+            return fused.eps(z_, terms_, step, n_threads=self.backend.workers)
         inputs = {"z": z_, "terms": terms_, "step": np.array([step], np.int32)}
         return self._run(f"priors/{prior}/network", inputs)[0]
+
+    def denoise(
+        self,
+        z: Any,
+        terms: Any,
+        *,
+        seed: int,
+        crystal_ids: Any,
+        prior: str = "default",
+        steps: range | None = None,
+    ) -> tuple[Latents, Status]:
+        """The reverse process of a prior (eq. 4): `prior_step` and `druse.sampling.ddpm_update` in turns.
+
+        Args:
+            z: ``[crystals, latent]``, standard normal for the whole process.
+            terms: ``[crystals, terms]`` from `prior_terms`.
+            seed: of the run, see `druse.noise`.
+            crystal_ids: ``[crystals]``, each latent's number in the run.
+            prior: its name.
+            steps: descending without gaps; None: all, from pure noise to a latent.
+
+        Returns:
+            The latents and a status word for each; one that would not be finite keeps the value it had.
+        """
+        schedule = ddpm_schedule(self._prior(prior).betas)
+        steps = range(len(schedule.alpha) - 1, -1, -1) if steps is None else steps
+        if steps.step != -1 or not steps or not 0 <= steps[-1] <= steps[0] < len(schedule.alpha):
+            raise InputError(f"`steps` must descend by 1 within {len(schedule.alpha) - 1} to 0, got {steps}")
+        z_ = self._latents("z", z)
+        terms_ = as_array("terms", terms, np.float32, len(z_), "terms")
+        ids: CrystalIds = as_array("crystal_ids", crystal_ids, np.uint64, len(z_))
+        fused = self._fused_prior(prior)
+        if fused is not None:
+            return fused.denoise(
+                z_, terms_, steps, schedule, seed=seed, crystal_ids=ids, n_threads=self.backend.workers
+            )
+        run, latents, status = self.runner(f"priors/{prior}/network"), z_.copy(), np.zeros(len(z_), np.uint32)
+
+        def part(piece: range) -> None:
+            rows = slice(piece.start, piece.stop)
+            mine, own = latents[rows], terms_[rows]
+            for t in steps:
+                inputs = {"z": mine, "terms": own, "step": np.array([t], np.int32)}
+                (eps,) = run_rows(run, self.manifest.priors[prior].network, inputs)
+                mine, bits = ddpm_update(
+                    mine,
+                    eps,
+                    alpha=float(schedule.alpha[t]),
+                    alpha_bar=float(schedule.alpha_bar[t]),
+                    noise_scale=float(schedule.sigma[t]),
+                    seed=seed,
+                    crystal_ids=ids[rows],
+                    step=t,
+                )
+                status[rows] |= bits
+            latents[rows] = mine
+
+        for _ in in_parts(rows_in_parts(len(z_)), part, self._pool):
+            pass
+        return latents, status
 
     def heads(self, z_con: Any, *, n_atoms: Any = None) -> HeadOutputs:
         """Atom count, lattice and composition.
@@ -235,12 +303,25 @@ class Model:
             raise InputError(f"`prior` must be one of those of {self.bundle.name} ({known}), got {name!r}")
         return self.manifest.priors[name]
 
+    def _fused_prior(self, name: str) -> ResidualMLP | None:
+        network = self._prior(name).network
+        if not self.backend.fused or network.formulation != FORMULATION:
+            return None
+        if name not in self._fused:
+            self._fused[name] = ResidualMLP(float_tensors(self.bundle.read(network.file)), network.file)
+        return self._fused[name]
+
     def _run(self, role: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """A network on rows, in pieces side by side."""
         return run_rows(self.runner(role), self.manifest.networks[role], inputs, self._pool)
 
 
 _ROWS = 512
+
+
+def rows_in_parts(n: int) -> list[range]:
+    """Rows in pieces that fit a cache."""
+    return [range(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS)]
 
 
 def run_rows(
@@ -265,8 +346,7 @@ def run_rows(
                 chosen[name] = value[piece.start : piece.stop]
         return tuple(output[: len(piece)] for output in run(chosen))
 
-    bins = [range(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS)]
-    parts = list(in_parts(bins, part, pool))
+    parts = list(in_parts(rows_in_parts(n), part, pool))
     if not parts:
         return tuple(
             np.zeros([0 if k == "crystals" else int(k) for k in tensor.shape], tensor.dtype)

@@ -73,6 +73,11 @@ def verify(bundle: Bundle, backend: Backend) -> Iterator[Deviation]:
         if role == "decoder":
             yield from compare(role, *_scores(generator, inputs))
         else:
+            if role.startswith("priors/") and role.endswith("/network"):
+                step = int(inputs["step"][0])
+                eps = generator.prior_step(inputs["z"], inputs["terms"], step, prior=role.split("/")[1])
+                yield from compare(role, {"eps": eps})
+                continue
             given = {tensor.name: _typed(inputs, tensor) for tensor in network.inputs}
             outputs = run_rows(generator.runner(role), network, given)
             yield from compare(role, {t.name: value for t, value in zip(network.outputs, outputs, strict=True)})

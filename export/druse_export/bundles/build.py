@@ -115,7 +115,9 @@ def build_con_cdvae(
     for done, (role, network) in enumerate(exported.items()):
         if progress:
             progress(role, done, len(exported))
-        networks[role] = Network(file=f"{role}.onnx", inputs=network.inputs, outputs=network.outputs)
+        networks[role] = Network(
+            file=f"{role}.onnx", inputs=network.inputs, outputs=network.outputs, formulation=network.formulation
+        )
         files[f"{role}.onnx"] = to_onnx(network.eval())
         of = priors[role.split("/")[1]].config.conditions if role.startswith("priors/") else config.conditions
         arrays = _decoder_reference(model, rng) if role == "decoder" else _rows_reference(network, of, rng)

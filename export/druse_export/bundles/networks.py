@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from druse._prior import FORMULATION, fits
 from druse.bundle import Tensor as Spec
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
 from druse_export.bundles.decoder import Decoder, rows
@@ -36,6 +37,7 @@ class Exported(nn.Module):
 
     inputs: Signature
     outputs: Signature
+    formulation = ""
 
 
 def property_inputs(properties: Sequence[Property]) -> Signature:
@@ -164,6 +166,7 @@ class ExportedPrior(Exported):
         steps = prior.time(torch.arange(config.n_steps)) @ of_time.T
         self.steps = nn.Parameter(steps.detach(), requires_grad=False)
         self.sizes = [len(layer.bias) for layer in layers]
+        self.formulation = FORMULATION if fits(list(self.weights)) else ""
         self.inputs = (
             float32("z", "crystals", config.latent),
             float32("terms", "crystals", sum(self.sizes)),

@@ -4,7 +4,8 @@
 name                extra        how it runs
 ==================  ===========  =====================================================================================
 ``ort-cpu``         ``cpu``      ONNX Runtime, one thread for each call, as many calls side by side as threads are
-                                 given. float32. The same bytes whatever the threads and the rest of the batch.
+                                 given, and the native library for the prior. float32. The same bytes whatever the
+                                 threads and the rest of the batch.
 ``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
 ==================  ===========  =====================================================================================
 
@@ -42,12 +43,14 @@ class Backend(Protocol):
         name: as in `BACKENDS`.
         precision: of products.
         workers: calls of runners that may run side by side, each from a thread of its own.
+        fused: whether Druse's own kernels stand in for networks whose formulation they know.
         memory: bytes that are free for inputs, outputs and what stands between them, over all workers.
     """
 
     name: str
     precision: Precision
     workers: int
+    fused: bool
 
     @property
     def memory(self) -> int:

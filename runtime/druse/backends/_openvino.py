@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from druse.backends import Runner
-from druse.backends._ort import free_memory, onnxruntime, open_session
+from druse.backends._ort import ONLY_ONNX, free_memory, onnxruntime, open_session
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, MissingDependencyError
 
@@ -21,7 +21,8 @@ class OrtOpenVINO:
             raise DeviceError(f"ort-openvino computes in fp32 or bf16, got {precision}")
         self._module = onnxruntime("openvino")
         self._devices = _devices(self._module)
-        self.precision, self.workers, self._n_threads = precision, 1, n_threads
+        self.precision: Precision = precision
+        self.workers, self.fused, self._n_threads = 1, False, n_threads
 
     @property
     def memory(self) -> int:
@@ -32,6 +33,7 @@ class OrtOpenVINO:
         """Compile a network."""
         options = self._module.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(*ONLY_ONNX)
         config = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "INFERENCE_NUM_THREADS": str(self._n_threads),

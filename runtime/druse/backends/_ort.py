@@ -10,6 +10,9 @@ from druse.backends import OutOfMemoryError, Runner
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError
 
+ONLY_ONNX = ("session.load_model_format", "ONNX")
+"""Or ONNX Runtime would take a file that begins like one of its own format for one, whatever was looked at before."""
+
 _TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
 
 
@@ -92,7 +95,7 @@ class OrtCPU:
             )
         self._module = onnxruntime("cpu")
         self.precision: Precision = precision
-        self.workers = n_threads
+        self.workers, self.fused = n_threads, True
 
     @property
     def memory(self) -> int:
@@ -105,6 +108,7 @@ class OrtCPU:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # shapes change with every call
         options.log_severity_level = 3
+        options.add_session_config_entry(*ONLY_ONNX)
         return open_session(self._module, content, network, options, providers=["CPUExecutionProvider"])
 
     def describe(self) -> str:
