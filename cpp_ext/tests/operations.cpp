@@ -121,6 +121,46 @@ void geometry_is_the_same_everywhere() {
     }
 }
 
+// Every buffer exactly as large as the header says, whole and partial blocks of rows.
+void the_prior_stays_in_bounds() {
+    const std::vector<int32_t> widths = {64, 32, 32, 64, 96, 96};
+    const int32_t latent = 96, n_steps = 3, total = 384;
+    std::vector<std::vector<float>> packed;
+    std::vector<const float *> weights;
+    for (size_t k = 0; k < widths.size(); ++k) {
+        const int32_t n_in = k == 0 ? latent : widths[k - 1];
+        const std::vector<float> matrix(static_cast<size_t>(n_in * widths[k]), 0.01f);
+        packed.emplace_back(matrix.size());
+        CHECK(druse_pack(n_in, widths[k], matrix.data(), packed.back().data()) == DRUSE_OK);
+    }
+    for (const auto &matrix : packed) weights.push_back(matrix.data());
+    const std::vector<float> steps(static_cast<size_t>(n_steps * total), 0.5f);
+    const druse_residual_mlp net = {6, latent, widths.data(), weights.data(), steps.data(), n_steps, 0};
+    const std::vector<double> scale(n_steps, 1.0), eps_scale(n_steps, 0.1), noise_scale(n_steps, 0.2);
+    for (const int64_t n : {0, 1, 13, 48, 101}) {
+        const std::vector<uint64_t> ids(static_cast<size_t>(n + 1), 7);
+        const druse_noise_key key = {1, 2, 0, ids.data()};
+        std::vector<std::vector<float>> results;
+        for (const int threads : {1, 3})
+            for (const int isa : {DRUSE_ISA_BASELINE, DRUSE_ISA_AVX2, DRUSE_ISA_AVX512}) {
+                const druse_exec exec = {DRUSE_CPU, threads, isa, 0, nullptr};
+                std::vector<float> z(static_cast<size_t>(n * latent), 0.3f), eps(z.size());
+                const std::vector<float> terms(static_cast<size_t>(n * total), -0.1f);
+                std::vector<uint32_t> status(static_cast<size_t>(n), 0);
+                const int32_t result = druse_prior_eps(&exec, &net, n, 1, z.data(), terms.data(), eps.data());
+                if (result == DRUSE_ERROR_UNSUPPORTED) continue;
+                CHECK(result == DRUSE_OK);
+                CHECK(druse_prior_chain(&exec, &net, &key, n, 2, 0, scale.data(), eps_scale.data(), noise_scale.data(),
+                                        terms.data(), z.data(), status.data()) == DRUSE_OK);
+                for (const uint32_t word : status) CHECK(word == 0);
+                z.insert(z.end(), eps.begin(), eps.end());
+                results.push_back(z);
+            }
+        for (const auto &result : results)
+            CHECK(result.empty() || std::memcmp(result.data(), results[0].data(), result.size() * sizeof(float)) == 0);
+    }
+}
+
 }  // namespace
 
 void test_operations() {
@@ -128,4 +168,5 @@ void test_operations() {
     noise_is_the_same_everywhere();
     updates_leave_a_troubled_crystal_alone();
     geometry_is_the_same_everywhere();
+    the_prior_stays_in_bounds();
 }

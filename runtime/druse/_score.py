@@ -6,6 +6,7 @@ so few rows that a backend would take another way to the same sums.
 """
 
 import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from druse.backends import OutOfMemoryError
 from druse.bundle import ConCDVAEManifest, GraphSpec
 from druse.crystals import Crystals
 from druse.graphs import Graph, radius_graph
+
+_log = logging.getLogger(__name__)
 
 BIN = 512
 """Half edges in a bin: with 128 channels a stream of both directions takes half a megabyte, and stays in a cache."""
@@ -187,6 +190,7 @@ def in_parts(bins: Sequence[range], work: Callable[[range], Item], pool: ThreadP
         except MemoryError as error:
             if len(piece) == 1:
                 raise OutOfMemoryError(f"one crystal alone needs more memory than there is: {error}") from error
+            _log.info("%d at once need more memory than there is; in two halves", len(piece))
         middle = piece.start + len(piece) // 2
         return parts(range(piece.start, middle)) + parts(range(middle, piece.stop))
 

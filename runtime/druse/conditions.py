@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from druse._arrays import as_array
+from druse._arrays import Float32, as_array, number
 from druse.elements import N_FEATURES, element_features, parse_formula
 from druse.errors import InputError
 
@@ -116,35 +116,58 @@ def encode(properties: Sequence[Property], values: Mapping[str, Any], n: int) ->
     Raises:
         InputError: a property is missing or not among those wanted, or a value is not one of its values.
     """
+    n = number("n", n, "a whole number from 0 up", lambda n: n >= 0, integer=True)
     names = [spec.name for spec in properties]
-    if set(names) != set(values):
-        raise InputError(
-            f"values must be given of exactly the properties {', '.join(names)}; got {', '.join(values) or 'none'}"
-        )
-    return {spec.name: _encode(spec, values[spec.name], n) for spec in properties}
+    if not isinstance(values, Mapping) or set(names) != set(values):
+        got = ", ".join(map(str, values)) or "none" if isinstance(values, Mapping) else repr(values)
+        raise InputError(f"values must be given of exactly the properties {', '.join(names) or '(none)'}; got {got}")
+    return {spec.name: _encode(spec, _whole(spec.name, values[spec.name]), n) for spec in properties}
+
+
+def _whole(name: str, value: Any) -> Any:
+    """The value, text in an array without axes as text."""
+    try:
+        return value.item() if np.ndim(value) == 0 and isinstance(value, np.ndarray) else value
+    except ValueError as error:
+        raise InputError(f"`{name}` must be one value for all, or one for each; got rows of several lengths") from error
 
 
 def _encode(spec: Property, value: Any, n: int) -> np.ndarray:
     if isinstance(spec, CompositionProperty):
         return _compositions(spec.name, value, n)
     if isinstance(spec, ClassProperty):
-        given = [value] * n if isinstance(value, str) else value
-        if np.ndim(given) == 1 and any(isinstance(entry, str) for entry in given):
-            given = [_class_number(spec, entry) for entry in given]
-        given = np.asarray(_for_each(given, n))
-        if given.dtype.kind == "f" and np.array_equal(given, np.round(given)):  # a column of a table with gaps
-            given = given.astype(np.int64)
-        numbers = as_array(spec.name, given, np.int32, n)
-        if n and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
+        return _classes(spec, value, n)
+    return _finite(spec.name, _for_each(value, n), n)
+
+
+def _finite(name: str, value: Any, *shape: int) -> np.ndarray:
+    wide: np.ndarray = as_array(name, value, np.float64, *shape)
+    good = np.abs(wide) <= np.finfo(np.float32).max
+    if not good.all():
+        raise InputError(f"`{name}` must be finite in float32, got {wide[~good][0]}")
+    return wide.astype(np.float32)
+
+
+def _classes(spec: ClassProperty, value: Any, n: int) -> np.ndarray:
+    if isinstance(value, str):
+        value = _class_number(spec, value)
+    elif np.ndim(value) == 1 and any(isinstance(entry, str) for entry in value):
+        value = [_class_number(spec, entry) for entry in value]
+    given = np.asarray(_for_each(value, n))
+    if given.dtype.kind == "f":  # a column of a table with gaps
+        good = (given >= 0) & (given < spec.n_classes) & (given == np.round(given))
+        if not good.all():
             raise InputError(
-                f"`{spec.name}` must be class numbers from 0 to {spec.n_classes - 1}, got {numbers.min()} to "
-                f"{numbers.max()}"
+                f"`{spec.name}` must be whole class numbers from 0 to {spec.n_classes - 1}, got {given[~good][0]}"
             )
-        return np.ascontiguousarray(numbers)
-    scalars = as_array(spec.name, _for_each(value, n), np.float32, n)
-    if not np.isfinite(scalars).all():
-        raise InputError(f"`{spec.name}` must be finite, got {scalars[~np.isfinite(scalars)][0]}")
-    return np.ascontiguousarray(scalars)
+        given = given.astype(np.int32)
+    numbers = as_array(spec.name, given, np.int32, n)
+    if n and not (numbers.min() >= 0 and numbers.max() < spec.n_classes):
+        raise InputError(
+            f"`{spec.name}` must be class numbers from 0 to {spec.n_classes - 1}, got {numbers.min()} to "
+            f"{numbers.max()}"
+        )
+    return np.ascontiguousarray(numbers)
 
 
 def _for_each(value: Any, n: int) -> Any:
@@ -162,18 +185,18 @@ def _class_number(spec: ClassProperty, entry: Any) -> Any:
 
 def _compositions(name: str, value: Any, n: int) -> np.ndarray:
     if isinstance(value, str):
-        value = [value] * n
-    if np.ndim(value) == 1 and all(isinstance(entry, str) for entry in value):
-        features = element_features()
-        rows = []
-        for entry in value:
-            amounts = parse_formula(entry)
-            if max(amounts) >= len(features):
-                raise InputError(
-                    f"`{name}`: {entry} has an element beyond number {len(features) - 1}; none is described"
-                )
-            numbers, counts = np.array(list(amounts)), np.array(list(amounts.values()))
-            rows.append(counts @ features[numbers].astype(np.float64) / counts.sum())
-        value = np.array(rows, np.float32).reshape(-1, N_FEATURES)
-    averaged: np.ndarray = as_array(name, value, np.float32, n, N_FEATURES)
-    return averaged
+        value = np.broadcast_to(_averaged(name, value), (n, N_FEATURES))
+    elif np.ndim(value) == 1 and all(isinstance(entry, str) for entry in value):
+        rows = {entry: _averaged(name, entry) for entry in set(value)}
+        value = np.array([rows[entry] for entry in value]).reshape(-1, N_FEATURES)
+    return _finite(name, value, n, N_FEATURES)
+
+
+def _averaged(name: str, formula: str) -> Float32[np.ndarray, "features"]:
+    """Element features averaged by atomic fraction."""
+    features, amounts = element_features(), parse_formula(formula)
+    if max(amounts) >= len(features):
+        raise InputError(f"`{name}`: {formula} has an element beyond number {len(features) - 1}; none is described")
+    numbers, counts = np.array(list(amounts)), np.array(list(amounts.values()))
+    averaged: np.ndarray = counts @ features[numbers].astype(np.float64) / counts.sum()
+    return averaged.astype(np.float32)

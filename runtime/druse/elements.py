@@ -1,13 +1,14 @@
 """Elements: symbols, and the features that CGCNN and the composition condition describe them by."""
 
 import functools
+import math
 import re
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from druse._arrays import Float32
+from druse._arrays import Float32, as_array
 from druse.errors import InputError
 
 __all__ = ["N_FEATURES", "SYMBOLS", "element_features", "formula_of", "parse_formula"]
@@ -37,7 +38,7 @@ def element_features() -> Float32[np.ndarray, "elements features"]:
     return features
 
 
-_TOKEN = re.compile(r"([A-Z][a-z]?|\(|\))(\d+(?:\.\d+)?)?")
+_TOKEN = re.compile(r" *([A-Z][a-z]?|\(|\))(?: *([0-9]+(?:\.[0-9]+)?))? *")
 
 
 def parse_formula(formula: str) -> dict[int, float]:
@@ -46,30 +47,49 @@ def parse_formula(formula: str) -> dict[int, float]:
     Raises:
         InputError: it is no formula, or names something that is no element.
     """
-    text = formula.replace(" ", "")
-    stack: list[dict[int, float]] = [{}]
+    if not isinstance(formula, str):
+        raise InputError(f"a formula must be text such as BaTiO3, got {formula!r}")
+    groups: list[dict[int, float]] = [{}]
     place = 0
-    for match in _TOKEN.finditer(text):
-        symbol, count = match[1], match[2]
-        known = symbol in "()" or symbol in SYMBOLS
-        if match.start() != place or not known or (symbol == "(" and count) or (symbol == ")" and len(stack) == 1):
-            break
-        place = match.end()
+    while place < len(formula):
+        match = _TOKEN.match(formula, place)
+        if match is None or (match[1] not in "()" and match[1] not in SYMBOLS):
+            raise _unreadable(formula, place, "no element")
+        symbol, count = match[1], float(match[2] or 1)
+        if not 0 < count < math.inf or (symbol == "(" and match[2]):
+            raise _unreadable(formula, place, "a count that cannot be")
         if symbol == "(":
-            stack.append({})
-            continue
-        group = stack.pop() if symbol == ")" else {SYMBOLS.index(symbol) + 1: 1.0}
-        for number, amount in group.items():
-            stack[-1][number] = stack[-1].get(number, 0.0) + amount * float(count or 1)
-    total = stack[0]
-    if place != len(text) or len(stack) != 1 or not total or min(total.values()) <= 0:
-        raise InputError(
-            f"cannot read {formula!r} as a formula at {formula[place:]!r}; write such as BaTiO3 or Ca(OH)2"
-        )
-    return total
+            groups.append({})
+        else:
+            if symbol == ")" and (len(groups) == 1 or not groups[-1]):
+                raise _unreadable(formula, place, "a bracket that closes nothing")
+            group = groups.pop() if symbol == ")" else {SYMBOLS.index(symbol) + 1: 1.0}
+            for number, amount in group.items():
+                groups[-1][number] = groups[-1].get(number, 0.0) + amount * count
+        place = match.end()
+    if len(groups) != 1 or not groups[0]:
+        raise _unreadable(formula, place, "a bracket left open" if len(groups) != 1 else "nothing")
+    amounts = groups[0].values()
+    if not (min(amounts) > 0 and sum(amounts) < math.inf):  # products of counts that were numbers each
+        raise _unreadable(formula, 0, "counts that cannot be")
+    return groups[0]
+
+
+def _unreadable(formula: str, place: int, what: str) -> InputError:
+    whole = formula if len(formula) <= 60 else f"{formula[:60]}..."
+    rest = f"at {formula[place : place + 20]!r}" if place < len(formula) else "at its end"
+    return InputError(f"cannot read {whole!r} as a formula: {what} {rest}; write such as BaTiO3 or Ca(OH)2")
 
 
 def formula_of(species: Any) -> str:
-    """The formula of atoms given by their atomic numbers, elements in order of number: ``[22, 8, 8]`` to ``O2Ti``."""
-    numbers, counts = np.unique(np.asarray(species), return_counts=True)
+    """The formula of atoms given by their atomic numbers, elements in order of number: ``[22, 8, 8]`` to ``O2Ti``.
+
+    Raises:
+        InputError: one is no atomic number.
+    """
+    numbers, counts = np.unique(as_array("species", species, np.int64, "atoms"), return_counts=True)
+    if len(numbers) and not (numbers[0] >= 1 and numbers[-1] <= len(SYMBOLS)):
+        raise InputError(
+            f"`species` must be atomic numbers from 1 to {len(SYMBOLS)}, got {numbers[0]} to {numbers[-1]}"
+        )
     return "".join(f"{SYMBOLS[z - 1]}{n if n > 1 else ''}" for z, n in zip(numbers, counts, strict=True))

@@ -11,12 +11,11 @@ sigma_t (eq. 4)       ``sigma``, standard deviation of the posterior q(z_{t-1} |
 Reference: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, eqs 6 and 7.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from druse._arrays import Float64
+from druse._arrays import Float64, as_array
 from druse.errors import InputError
 
 __all__ = ["DDPMSchedule", "ddpm_schedule"]
@@ -36,15 +35,17 @@ class DDPMSchedule(NamedTuple):
     sigma: Float64[np.ndarray, "steps"]
 
 
-def ddpm_schedule(betas: Sequence[float]) -> DDPMSchedule:
+def ddpm_schedule(betas: Any) -> DDPMSchedule:
     """The schedule of variances between 0 and 1.
 
     Raises:
         InputError: there is none, or one is out of range.
     """
-    beta = np.asarray(betas, np.float64)
-    if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta < 1)).all():
-        raise InputError("`betas` must be a list of numbers between 0 and 1")
+    beta: Float64[np.ndarray, "steps"] = as_array("betas", betas, np.float64, "steps")
+    good = (beta >= 1e-15) & (beta < 1)  # below 1e-16, alpha would be 1 and sigma 0 / 0
+    if not good.all() or not len(beta):
+        got = beta[~good][0] if len(beta) else "none"
+        raise InputError(f"`betas` must be numbers between 0 and 1, and not below 1e-15, got {got}")
     alpha = 1 - beta
     alpha_bar = np.cumprod(alpha)
     before = np.concatenate([np.ones(1), alpha_bar[:-1]])

@@ -72,6 +72,16 @@ def test_importing_druse_brings_nothing_heavy() -> None:
     assert child.stdout.strip() == "[]"
 
 
+def test_importing_druse_is_quick() -> None:
+    """Below 0.3 s, a bar of the project; NumPy is three quarters of it. The best of several, for others may be busy."""
+    script = "import time; start = time.perf_counter(); import druse; print(time.perf_counter() - start)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+        for _ in range(8)
+    ]
+    assert min(times) < 0.3
+
+
 def test_importing_druse_changes_nothing() -> None:
     script = (
         "import os, random, numpy as np\n"

@@ -1,6 +1,7 @@
 """Bundles from checkpoints of others."""
 
 import hashlib
+import math
 from pathlib import Path
 
 from druse.bundle import Bundle, Provenance
@@ -38,6 +39,8 @@ def import_bundle(
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it first")
     if run.is_dir():
+        if property_ is not None or threshold is not None:
+            raise InputError(f"{run} says itself what its model is of; leave --property and --threshold out")
         found = read_run(run)
         files = [path for path in sorted(run.iterdir()) if path.is_file()]
         provenance = Provenance(
@@ -55,6 +58,8 @@ def import_bundle(
     if classifies != (threshold is not None):
         needs = "is a classification; give --threshold" if classifies else "is a regression; leave --threshold out"
         raise InputError(f"{run.name} {needs}")
+    if threshold is not None and not math.isfinite(threshold):
+        raise InputError(f"`threshold` must be a number, got {threshold}")
     provenance = Provenance(source="imported", weights=_hashes([run]), note="a CGCNN checkpoint of Con-CDVAE's authors")
     return build_cgcnn(
         model, out, property_=scalar(property_), threshold=threshold, name=name, licence=licence, provenance=provenance

@@ -1,5 +1,6 @@
 """Bundles from weights that `druse train` wrote."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import msgspec
 import numpy as np
 
 from druse.bundle import Bundle, Provenance
-from druse.conditions import CompositionProperty
+from druse.conditions import CompositionProperty, ScalarProperty
 from druse.elements import formula_of
 from druse.errors import InputError
 from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
@@ -30,6 +31,7 @@ def build_bundle(
     licence: str,
     priors: Mapping[str, Path] | None = None,
     data: Path | None = None,
+    property_: str | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """A bundle of a model of step one with its priors, or of a CGCNN.
@@ -41,6 +43,7 @@ def build_bundle(
         licence: SPDX identifier or text.
         priors: runs or files of weights of step two, by the names that they shall have.
         data: training data, whose properties are kept for drawing conditions from.
+        property_: ``NAME=LOW:HIGH:SPACING[:UNIT]`` of what a CGCNN predicts, needed where the name is not a known one.
         progress: see `druse_export.bundles.build.build_con_cdvae`.
 
     Raises:
@@ -54,15 +57,23 @@ def build_bundle(
         if priors or data:
             raise InputError(f"{path.name} is a CGCNN, which takes neither priors nor data")
         settings = _settings(facts, path)
+        name_, threshold = str(settings.get("property", "")), settings.get("threshold")
+        if (network.config.task == "classification") != isinstance(threshold, int | float):
+            raise InputError(
+                f"{path.name} is a {network.config.task} with the threshold {threshold}; a classification must have "
+                "one and a regression none"
+            )
         return build_cgcnn(
             network,
             out,
-            property_=scalar(settings["property"], unit=facts.get("unit", "")),
-            threshold=settings.get("threshold"),
+            property_=_target(name_, property_, unit=facts.get("unit", "")),
+            threshold=threshold,
             name=name,
             licence=licence,
-            provenance=_provenance(facts, {path.name: digest(path)}),
+            provenance=_provenance(facts, {path.name: digest(path)}, path),
         )
+    if property_ is not None:
+        raise InputError(f"{path.name} is no CGCNN and has its properties in itself; leave --property out")
     if not isinstance(network, ConCDVAE):
         raise InputError(f"{path.name} holds a prior; give a model of step one, and this with --prior NAME={path}")
     hashes = {path.name: digest(path)}
@@ -79,33 +90,65 @@ def build_bundle(
         hashes[f"{key}: {prior_path.name}"] = digest(prior_path)
     values = None if data is None else _values(data, network, loaded)
     return build_con_cdvae(
-        network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes), values=values,
+        network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path), values=values,
         progress=progress,
     )  # fmt: skip
 
 
+def _target(name: str, given: str | None, *, unit: str) -> ScalarProperty:
+    if given is not None and given.partition("=")[0] != name:
+        raise InputError(f"the weights are of {name!r}, not of {given.partition('=')[0]!r}; give --property {name}=...")
+    try:
+        return scalar(given or name, unit=unit)
+    except InputError as error:
+        raise InputError(f"{error}, with --property") from error
+
+
 def _settings(facts: Mapping[str, str], path: Path) -> dict[str, Any]:
     if "job" in facts:
-        found: dict[str, Any] = tomllib.loads(facts["job"])["settings"]
-        return found
-    if "settings" in facts:
+        return _job(facts, path).settings
+    try:
         return msgspec.json.decode(facts["settings"], type=dict[str, Any])
-    raise InputError(f"{path.name} does not say how it was trained; write it again with druse train weights")
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise InputError(
+            f"{path.name} does not say how it was trained; write it again with druse train weights"
+        ) from error
 
 
-def _provenance(facts: Mapping[str, str], hashes: dict[str, str]) -> Provenance:
-    data = facts.get("data", "")
-    if "job" in facts:
-        data = tomllib.loads(facts["job"])["data"]["train"]
-    figures = {key.removeprefix("val_"): float(value) for key, value in facts.items() if key.startswith("val_")}
-    steps, epoch = facts.get("step"), facts.get("epoch")
+class _Source(msgspec.Struct):
+    train: str
+
+
+class _Job(msgspec.Struct):
+    """Of a `druse_export.training.job.Job`, which may be of a later version, what is used here."""
+
+    data: _Source
+    settings: dict[str, Any]
+
+
+def _job(facts: Mapping[str, str], path: Path) -> _Job:
+    try:
+        return msgspec.convert(tomllib.loads(facts["job"]), _Job)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InputError(
+            f"{path.name} holds a job that cannot be read ({error}); write it again with druse train weights"
+        ) from error
+
+
+def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path) -> Provenance:
+    data = _job(facts, path).data.train if "job" in facts else facts.get("data", "")
+    try:
+        figures = {key.removeprefix("val_"): float(value) for key, value in facts.items() if key.startswith("val_")}
+        steps, epoch = (None if key not in facts else int(facts[key]) for key in ("step", "epoch"))
+    except ValueError as error:
+        raise InputError(f"{path.name} holds a figure that is none ({error}); write it again") from error
     return Provenance(
         source="trained",
         weights=hashes,
         data=data,
-        steps=None if steps is None else int(steps),
-        epochs=None if epoch is None else int(epoch) + 1,
-        figures=figures,
+        steps=steps,
+        epochs=None if epoch is None else epoch + 1,
+        figures={key: value for key, value in figures.items() if math.isfinite(value)},  # JSON has no others
         note=facts.get("validation", ""),
     )
 

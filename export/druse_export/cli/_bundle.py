@@ -30,6 +30,10 @@ def build(
     data: Annotated[
         Path | None, typer.Option(help="Training data, whose properties the bundle keeps for drawing conditions from.")
     ] = None,
+    property_: Annotated[
+        str | None,
+        typer.Option("--property", help="Range of what a CGCNN predicts, if not known: NAME=LOW:HIGH:SPACING:UNIT."),
+    ] = None,
     name: Name = None,
     licence: Licence = "MIT",
     archive: Archive = False,
@@ -42,11 +46,12 @@ def build(
     require("onnxruntime", purpose="checking a bundle", extra="cpu")
     from druse_export.bundles.trained import build_bundle
 
-    priors = dict(_assignment(text) for text in prior or ())
+    priors = _assignments(prior or [])
     with counting("exporting", wanted=not as_json) as progress:
         bundle = build_bundle(
-            model, out, priors=priors, data=data, name=name or out.name, licence=licence, progress=_bar(progress)
-        )
+            model, out, priors=priors, data=data, property_=property_, name=name or out.name, licence=licence,
+            progress=_bar(progress),
+        )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
 
 
@@ -81,13 +86,18 @@ def import_(
     _done(bundle, out, archive=archive, as_json=as_json)
 
 
-def _assignment(text: str) -> tuple[str, Path]:
+def _assignments(texts: list[str]) -> dict[str, Path]:
     from druse.errors import InputError
 
-    name, equals, path = text.partition("=")
-    if not equals or not name or not path:
-        raise InputError(f"cannot read the prior {text!r}; write NAME=RUN, such as default=runs/prior_default")
-    return name, Path(path)
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise InputError(f"cannot read the prior {text!r}; write NAME=RUN, such as default=runs/prior_default")
+        if name in found:
+            raise InputError(f"two priors have the name {name!r}; give each its own")
+        found[name] = Path(path)
+    return found
 
 
 def _bar(progress: Callable[[int, int], None]) -> Callable[[str, int, int], None]:

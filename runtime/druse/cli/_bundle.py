@@ -1,14 +1,15 @@
 """``druse bundle``: looking at bundles and checking them. `build` and `import` come from `druse_export`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(help="Build, import, show and verify bundles.", no_args_is_help=True)
 
@@ -26,18 +27,34 @@ def show(bundle: Path_, as_json: AsJSON = False) -> None:
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
-    console = Console()
+    console = _page()
     console.print(_facts(content))
     for title, properties in _properties(content):
-        console.print(f"\n[bold]{title}[/]")
+        console.print(Text(f"\n{title}", style="bold"))
         console.print(_table(properties))
     figures = content["provenance"]["figures"]
     if figures:
         console.print("\n[bold]on validation data[/]")
         grid = Table.grid(padding=(0, 2))
         for name, value in figures.items():
-            grid.add_row(name.replace("_", " "), f"{value:.4g}")
+            grid.add_row(_plain(name.replace("_", " ")), f"{value:.4g}")
         console.print(grid)
+
+
+def _page() -> Console:
+    """As wide as the terminal, or wide enough for any table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _plain(text: str) -> Text:
+    """Text from a bundle: nothing in it is markup, and no control character reaches the terminal."""
+    return Text("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither NaN nor infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def _facts(content: dict[str, Any]) -> Table:
@@ -64,7 +81,7 @@ def _facts(content: dict[str, Any]) -> Table:
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     for name, value in facts.items():
-        grid.add_row(name, escape(value))
+        grid.add_row(name, _plain(value))
     return grid
 
 
@@ -85,7 +102,7 @@ def _properties(content: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]
 def _table(properties: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("property", "kind", "range or classes", "unit"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for spec in properties:
         if spec["type"] == "scalar":
             values = f"{spec['minimum']:g} to {spec['maximum']:g}"
@@ -93,7 +110,7 @@ def _table(properties: list[dict[str, Any]]) -> Table:
             values = ", ".join(spec["labels"]) or f"0 to {spec['n_classes'] - 1}"
         else:
             values = "a formula"
-        table.add_row(escape(spec["name"]), spec["type"], escape(values), escape(spec.get("unit", "")))
+        table.add_row(_plain(spec["name"]), spec["type"], _plain(values), _plain(spec.get("unit", "")))
     return table
 
 
@@ -115,21 +132,23 @@ def verify(
     deviations = list(replay(opened, engine))
     good = all(deviation.ok for deviation in deviations)
     if as_json:
-        rows = [{**deviation._asdict(), "ok": deviation.ok} for deviation in deviations]
+        rows = [{**_numbers(deviation._asdict()), "ok": deviation.ok} for deviation in deviations]
         content = {"bundle": opened.name, "backend": engine.name, "precision": precision, "ok": good, "outputs": rows}
         typer.echo(json.dumps(content, indent=2))
         raise typer.Exit(0 if good else 1)
-    console = Console()
-    console.print(f"[bold]{escape(opened.name)}[/] on {engine.name}, {precision}: {engine.describe()}", highlight=False)
+    console = _page()
+    how = f" on {engine.name}, {precision}: {engine.describe()}"
+    console.print(Text.assemble((_plain(opened.name).plain, "bold"), how))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("output", "largest", "rms", "tolerance", "", "one crystal alone"):
-        table.add_column(heading, justify="right" if heading in ("largest", "rms", "tolerance") else "left")
+        number = heading in ("largest", "rms", "tolerance")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for deviation in deviations:
         mark = "[green]good[/]" if deviation.ok else "[bold red]too far[/]"
         alone = {None: "", True: "the same bytes", False: "other bytes"}[deviation.alone]
         tolerance = "none" if deviation.tolerance is None else f"{deviation.tolerance:.0e}"
         numbers = (f"{deviation.largest:.1e}", f"{deviation.rms:.1e}", tolerance)
-        table.add_row(escape(deviation.output), *numbers, mark, alone)
+        table.add_row(_plain(deviation.output), *numbers, mark, alone)
     console.print(table)
     console.print("[dim]relative to the largest recorded value, and to the recorded rms[/]")
     if not good:
