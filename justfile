@@ -26,3 +26,9 @@ native:
 # The periodic graph beside its competitors.
 bench-graph:
     python benchmarks/graph.py
+
+# One evaluation of the score network on every backend; the prior's steps and ranking; a training step.
+bench-engine:
+    python benchmarks/decoder.py
+    python benchmarks/prior.py
+    python benchmarks/train.py

@@ -1,8 +1,8 @@
 """The prior's 300 steps for 20,000 latents and their ranking by the Predictor, with two threads.
 
 Run ``python benchmarks/prior.py``. Sides: ``ort-cpu`` with the native network; the same with products of ONNX Runtime
-only; and PyTorch as the authors' code does it, every layer fed [x, condition, time], all latents at each step. Sides take
-turns on a part of the latents, and the first one then does them all.
+only; and PyTorch as the authors' code does it, every layer fed [x, condition, time], all latents at each step. Sides
+take turns on a part of the latents, and the first one then does them all.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         rate = 1e-9 * flops * options.latents / seconds
         print(
-            f"ort-cpu, all {options.latents:,}: {seconds:.1f} s, {rate:.0f} GFLOP/s of {peak:.0f} for products of 2048^3 just "
+            f"ort-cpu, all {options.latents:,}: {seconds:.1f} s, {rate:.0f} GFLOP/s of {peak:.0f} for 2048^3 just "
             f"before; others took {clock.read()[1]:.0%} of the cores"
         )
 

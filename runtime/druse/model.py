@@ -21,12 +21,12 @@ from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, St
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
-from druse.backends import Backend, Runner, open_backend
-from druse.bundle import Bundle, Network
+from druse.backends import Backend, OutOfMemoryError, Runner, open_backend
+from druse.bundle import Bundle, ConCDVAEManifest, Network
 from druse.conditions import encode
 from druse.crystals import Crystals
 from druse.errors import InputError
-from druse.graphs import Graph
+from druse.graphs import OUT_OF_MEMORY, Graph
 from druse.sampling import ddpm_update
 from druse.schedules import ddpm_schedule
 
@@ -57,6 +57,7 @@ class Model:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend
         self.manifest = bundle.con_cdvae
+        _check_signatures(self.manifest, bundle.name)
         self._runners: dict[str, Runner] = {}
         self._fused: dict[str, ResidualMLP] = {}
         self._work = Workspace()
@@ -289,6 +290,8 @@ class Model:
         return Score(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:
+        if (graph.status & OUT_OF_MEMORY).any():
+            raise OutOfMemoryError("no memory for the candidates of a crystal's graph")
         inputs = decoder_inputs(graph, species, latent, level, self.manifest.graph, self._work)
         force, logits = self.runner("decoder")(inputs)
         return Score(atom_forces(graph, force), np.ascontiguousarray(logits[:-1]), graph.status.copy())
@@ -314,6 +317,30 @@ class Model:
     def _run(self, role: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """A network on rows, in pieces side by side."""
         return run_rows(self.runner(role), self.manifest.networks[role], inputs, self._pool)
+
+
+_DECODER = ("latent", "level", "species", "crystal", "radial", "legendre", "src", "dst", "in_edge", "valid", "slot")
+
+
+def _check_signatures(manifest: ConCDVAEManifest, name: str) -> None:
+    """Networks with the inputs and outputs that this module gives and takes, or a sentence before anything runs."""
+    conditions = [spec.name for spec in manifest.conditions]
+    wanted = {
+        "condition": ([*conditions, "z"], ["z_con"]),
+        "heads": (["z_con"], ["n_atoms", "lattice", "composition"]),
+        "latent_projection": (["z_con"], ["latent"]),
+        "predictor": (["z"], [spec.name for spec in manifest.predicted]),
+        "decoder": ([*_DECODER], ["force", "logits"]),
+    }
+    for key, prior in manifest.priors.items():
+        wanted[f"priors/{key}/condition"] = ([spec.name for spec in prior.conditions], ["terms"])
+        wanted[f"priors/{key}/network"] = (["z", "terms", "step"], ["eps"])
+    for role, network in manifest.networks.items():
+        has = ([tensor.name for tensor in network.inputs], [tensor.name for tensor in network.outputs])
+        if has != wanted[role]:
+            raise InputError(f"{name}: {role} must take and give {wanted[role]}, got {has}; build the bundle again")
+    if len(manifest.type_sigmas) != len(manifest.sigmas):
+        raise InputError(f"{name}: `sigmas` and `type_sigmas` must have the same length; build the bundle again")
 
 
 _ROWS = 512

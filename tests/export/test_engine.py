@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ import small_bundle  # noqa: E402
 from druse import Crystals, InputError, _score  # noqa: E402
 from druse._prior import FORMULATION  # noqa: E402
 from druse.backends import open_backend  # noqa: E402
+from druse.bundle import Bundle  # noqa: E402
 from druse.graphs import EMPTY, SINGULAR  # noqa: E402
 from druse.model import Model  # noqa: E402
 from druse_export.bundles.build import random_crystals  # noqa: E402
@@ -197,6 +199,15 @@ def test_bad_input(model: Model, crystals: Crystals, z: np.ndarray) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_a_network_of_other_inputs_is_refused_before_it_runs(folder: Path) -> None:
+    text = (folder / "manifest.json").read_bytes()
+    files = {name: (folder / name).read_bytes() for name in msgspec.json.decode(text)["files"]}
+    for old, new in ((b'"name": "z_con"', b'"name": "other"'), (b'"name": "slot"', b'"name": "place"')):
+        assert old in text
+        with pytest.raises(InputError, match=r"small: .* must take and give .*; build the bundle again"):
+            Model(Bundle("small", text.replace(old, new), files), open_backend("ort-cpu"))
 
 
 def test_memory_that_runs_out_halves_the_bins(folder: Path) -> None:

@@ -77,8 +77,8 @@ def test_a_schema_version_that_is_no_number(place: Place, version: Any) -> None:
 MAPS = {"files", "tolerances", "priors", "weights", "figures"}
 """Fields whose keys are free."""
 
-OPTIONAL = {"precision", "shell_tolerance", "threshold", "weights", "data", "steps", "epochs", "figures", "created_by",
-            "note", "unit", "labels"}  # fmt: skip
+OPTIONAL = {"formulation", "precision", "shell_tolerance", "threshold", "weights", "data", "steps", "epochs", "figures",
+            "created_by", "note", "unit", "labels"}  # fmt: skip
 
 
 def records(value: Any, where: str = "$", free: bool = False) -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,7 @@ class OrtOpenVINO:
     def load(self, content: bytes, network: Network) -> Runner:
         """Compile a network."""
         options = self._module.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry(*ONLY_ONNX)
         config = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],

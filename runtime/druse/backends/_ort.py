@@ -107,7 +107,7 @@ class OrtCPU:
         options = self._module.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # shapes change with every call
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry(*ONLY_ONNX)
         return open_session(self._module, content, network, options, providers=["CPUExecutionProvider"])
 

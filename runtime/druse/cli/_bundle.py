@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +86,7 @@ def _facts(content: dict[str, Any]) -> Table:
     return grid
 
 
-def _properties(content: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _properties(content: dict[str, Any]) -> list[tuple[str, Sequence[dict[str, Any]]]]:
     if content["kind"] == "cgcnn":
         task, threshold = content["task"], content["threshold"]
         above = f": above {threshold:g} or not" if threshold is not None else ""
@@ -99,7 +100,7 @@ def _properties(content: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]
     ]
 
 
-def _table(properties: list[dict[str, Any]]) -> Table:
+def _table(properties: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("property", "kind", "range or classes", "unit"):
         table.add_column(heading, overflow="fold")
