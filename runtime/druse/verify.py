@@ -57,6 +57,8 @@ def verify(bundle: Bundle, backend: Backend) -> Iterator[Deviation]:
 
     def compare(role: str, got: dict[str, np.ndarray], alone: bool | None = None) -> Iterator[Deviation]:
         for name, expected in under(f"{role}/outputs/").items():
+            if name not in got:
+                raise InputError(f"{bundle.name}: the reference has an output {name!r} that {role} does not give")
             yield Deviation(f"{role}/{name}", *_difference(got[name], expected), tolerance, alone)
 
     manifest = bundle.manifest

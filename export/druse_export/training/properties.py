@@ -75,6 +75,8 @@ def _described(name: str, given: str) -> Property:
         if len(parts) in (3, 4):
             low, high, spacing = map(float, parts[:3])
             return ScalarProperty(name, low, high, spacing, parts[3] if len(parts) == 4 else "")
+    except InputError:
+        raise
     except ValueError:
         pass
     raise InputError(
