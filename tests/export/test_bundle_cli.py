@@ -383,7 +383,7 @@ def test_import(shared: Path, tmp_path: Path) -> None:
         ("mpall20_fm", [], "does not say what it predicts; give --property"),
         ("mpall20_fm", ["--property=energy"], "write energy=LOW:HIGH:SPACING"),
         ("mpall20_fm", ["--property=crystal_system"], "cannot tell the range"),
-        ("mpall20_fm", ["--property=energy=1:0:0.1"], "energy=1:0:0.1"),
+        ("mpall20_fm", ["--property=energy=1:0:0.1"], "must have minimum < maximum"),
         ("mpall20_fm", [f"--property={FORMATION_ENERGY}", "--threshold=0"], "is a regression; leave --threshold out"),
         ("mpall20_Cfm", [f"--property={FORMATION_ENERGY}"], "is a classification; give --threshold"),
         ("mpall20_Cfm", [f"--property={FORMATION_ENERGY}", "--threshold=nan"], "`threshold` must be a number, got nan"),
