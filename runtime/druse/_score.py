@@ -162,16 +162,21 @@ def plan(n_atoms: np.ndarray, manifest: ConCDVAEManifest, memory: int, workers: 
     per_atom = 0.7 * manifest.graph.max_neighbors + 1
     channels = max(int(n) for t in manifest.decoder.inputs if t.name == "latent" for n in t.shape[1:])
     edge_bytes = _STREAMS * 2 * 4 * channels + 4 * manifest.graph.n_radial
-    most = max(1.0, min(BIN, 0.5 * memory / workers / edge_bytes))
-    bins, first, edges = [], 0, 0.0
-    for b, size in enumerate(n_atoms.tolist()):
-        if b > first and edges + size * per_atom > most:
-            bins.append(range(first, b))
-            first, edges = b, 0.0
-        edges += size * per_atom
-    if len(n_atoms) > first:
-        bins.append(range(first, len(n_atoms)))
-    return bins
+    most = max(1.0, min(float(BIN), 0.5 * memory / workers / edge_bytes))
+    return grouped(n_atoms * per_atom, most)
+
+
+def grouped(costs: np.ndarray, most: float) -> list[range]:
+    """Items in order, in groups whose costs add to ``most`` at most, or of one item."""
+    groups, first, total = [], 0, 0.0
+    for item, cost in enumerate(costs.tolist()):
+        if item > first and total + cost > most:
+            groups.append(range(first, item))
+            first, total = item, 0.0
+        total += cost
+    if len(costs) > first:
+        groups.append(range(first, len(costs)))
+    return groups
 
 
 Item = TypeVar("Item")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from druse._arrays import Float32, Int32
-from druse._score import WIDTH, in_parts
+from druse._score import WIDTH, grouped, in_parts
 from druse.backends import Backend, open_backend
 from druse.bundle import Bundle, CGCNNManifest
 from druse.crystals import Crystals
@@ -15,7 +15,7 @@ from druse.graphs import Graph, radius_graph
 
 __all__ = ["PropertyModel", "neighbor_table"]
 
-_BIN = 512
+_BIN = 512.0
 """Atoms evaluated at once."""
 
 
@@ -78,15 +78,7 @@ class PropertyModel:
             raise InputError(
                 f"CGCNN knows the elements 1 to 100, got {crystals.species.min()} to {crystals.species.max()}"
             )
-        bins: list[range] = []
-        first, atoms = 0, 0
-        for b, size in enumerate(crystals.n_atoms.tolist()):
-            if b > first and atoms + size > _BIN:
-                bins.append(range(first, b))
-                first, atoms = b, 0
-            atoms += size
-        if len(crystals) > first:
-            bins.append(range(first, len(crystals)))
+        bins = grouped(crystals.n_atoms, _BIN)
         parts = list(
             in_parts(bins, lambda piece: self._evaluate(crystals.take(np.arange(piece.start, piece.stop))), self._pool)
         )

@@ -19,7 +19,7 @@ from druse.backends import open_backend  # noqa: E402
 from druse.bundle import Bundle  # noqa: E402
 from druse.graphs import EMPTY, SINGULAR  # noqa: E402
 from druse.model import Model  # noqa: E402
-from druse_export.bundles.build import random_crystals  # noqa: E402
+from druse_export.bundles.reference import random_crystals  # noqa: E402
 from druse_export.models.geometry import score_geometry, score_graph  # noqa: E402
 
 Make = Callable[[str, Callable[[Path], object]], Path]
@@ -217,7 +217,7 @@ import logging, resource, sys
 import numpy as np
 from druse import _score
 from druse.model import Model
-from druse_export.bundles.build import random_crystals
+from druse_export.bundles.reference import random_crystals
 rng = np.random.default_rng(0)
 crystals, z = random_crystals(rng, 400), rng.standard_normal((400, 256)).astype(np.float32)
 model = Model.open(sys.argv[1], backend="ort-cpu", n_threads=1)
