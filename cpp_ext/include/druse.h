@@ -188,6 +188,47 @@ DRUSE_API int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64
                                   const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit,
                                   const float *force, float *out);
 
+/* ---- sums over paths: two edges that meet at an atom ------------------------------------------------------------- */
+
+/* CPU only so far, for training too. Sums of fused multiply-adds in one order: the same bytes on every instruction set
+ * and any number of threads. */
+
+/* At every atom, edges that get a sum ("rows") and edges that are summed. A pair of them counts unless their labels are
+ * the same. */
+typedef struct {
+    int64_t n_atoms;
+    int64_t n_edges;                       /* directed ones */
+    int64_t row_capacity, sum_capacity;    /* widths of the tables */
+    const int32_t *row_edge, *row_degree;  /* [n_atoms, row_capacity] and [n_atoms]: every edge at most once */
+    const int32_t *sum_edge, *sum_degree;
+    const int32_t *row_label, *sum_label;  /* [n_edges], not negative; nullable: the numbers of the edges */
+    const float *unit;                     /* [mirror or n_edges, 3] */
+    int64_t mirror;                        /* edge e has -unit[e - mirror] from there on; 0: all are stored */
+} druse_paths;
+
+/* DimeNet++: out[e, c] = sum over f and l of P_l(cos angle(e, f)) x[f, c] sum over n of spherical[f, l, n] weight[l, n, c].
+ * spherical: [n_edges, n_spherical, n_radial]; weight: [n_spherical, n_radial, channels]; x, out: [n_edges, channels].
+ * `channels` is a multiple of 16. Only rows of edges in the tables are written. */
+DRUSE_API int32_t druse_path_sum(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical, int32_t n_radial,
+                                 int32_t channels, const float *spherical, const float *weight, const float *x,
+                                 float *out);
+
+/* The gradients by weight and x of a number whose gradient by out is `given`. */
+DRUSE_API int32_t druse_path_sum_gradient(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical,
+                                          int32_t n_radial, int32_t channels, const float *spherical,
+                                          const float *weight, const float *x, const float *given, float *of_weight,
+                                          float *of_x);
+
+/* GemNet-T: out[e, k, c] = sum over l of radial[e, k, l] sum over f of P_l(cos angle(e, f)) x[f, c].
+ * radial: [mirror or n_edges, n_basis, n_spherical]; x: [n_edges, channels]; out: [n_edges, n_basis, channels]. */
+DRUSE_API int32_t druse_triplet_sum(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical,
+                                    int32_t n_basis, int32_t channels, const float *radial, const float *x, float *out);
+
+/* The same for it; of_radial: [n_edges, n_basis, n_spherical], of a mirror apart from its edge. */
+DRUSE_API int32_t druse_triplet_sum_gradient(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical,
+                                             int32_t n_basis, int32_t channels, const float *radial, const float *x,
+                                             const float *given, float *of_radial, float *of_x);
+
 /* ---- the prior's network ---------------------------------------------------------------------------------------- */
 
 /* CPU only so far. Its arithmetic is fused multiply-adds in one order, the same bytes on every instruction set. */

@@ -70,6 +70,30 @@ bool valid_mlp(const druse_residual_mlp *net) {
     return net->widths[n - 1] == net->latent;
 }
 
+bool valid_table(int64_t n_atoms, int64_t n_edges, int64_t capacity, const int32_t *edge, const int32_t *degree) {
+    if (capacity < 0 || (n_atoms > 0 && (degree == nullptr || (capacity > 0 && edge == nullptr)))) return false;
+    for (int64_t n = 0; n < n_atoms; ++n, edge += capacity) {
+        if (degree[n] < 0 || degree[n] > capacity) return false;
+        for (int32_t k = 0; k < degree[n]; ++k)
+            if (edge[k] < 0 || edge[k] >= n_edges) return false;
+    }
+    return true;
+}
+
+int32_t check_paths(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical, int32_t n_basis,
+                    int32_t channels) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    if (exec->device != DRUSE_CPU) return DRUSE_ERROR_UNSUPPORTED;
+    DRUSE_REQUIRE(paths != nullptr && paths->n_atoms >= 0 && paths->n_edges >= 0 && paths->n_edges <= INT32_MAX);
+    DRUSE_REQUIRE(paths->mirror >= 0 && (paths->mirror == 0 || paths->n_edges <= 2 * paths->mirror));
+    DRUSE_REQUIRE(n_spherical > 0 && n_spherical <= 64 && n_basis > 0 && n_basis <= 1 << 12);
+    DRUSE_REQUIRE(channels > 0 && channels <= 1 << 12 && channels % 16 == 0);
+    DRUSE_REQUIRE(paths->n_edges == 0 || paths->unit != nullptr);
+    DRUSE_REQUIRE(valid_table(paths->n_atoms, paths->n_edges, paths->row_capacity, paths->row_edge, paths->row_degree));
+    DRUSE_REQUIRE(valid_table(paths->n_atoms, paths->n_edges, paths->sum_capacity, paths->sum_edge, paths->sum_degree));
+    return DRUSE_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -203,6 +227,44 @@ int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_
     DRUSE_REQUIRE(n_atoms == 0 || (degree != nullptr && out != nullptr));
     DRUSE_REQUIRE(n_atoms == 0 || degree_capacity == 0 || (in_edge != nullptr && unit != nullptr && force != nullptr));
     DRUSE_DISPATCH(force_sum, n_atoms, degree_capacity, in_edge, degree, mirror, unit, force, out);
+}
+
+int32_t druse_path_sum(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical, int32_t n_radial,
+                       int32_t channels, const float *spherical, const float *weight, const float *x, float *out) {
+    if (const int32_t failure = check_paths(exec, paths, n_spherical, n_radial, channels)) return failure;
+    DRUSE_REQUIRE(weight != nullptr);
+    DRUSE_REQUIRE(paths->n_edges == 0 || (spherical != nullptr && x != nullptr && out != nullptr));
+    return druse::cpu::path_sum(
+        exec, {paths, n_spherical, n_radial, channels, spherical, weight, x, nullptr, out, nullptr});
+}
+
+int32_t druse_path_sum_gradient(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical, int32_t n_radial,
+                                int32_t channels, const float *spherical, const float *weight, const float *x,
+                                const float *given, float *of_weight, float *of_x) {
+    if (const int32_t failure = check_paths(exec, paths, n_spherical, n_radial, channels)) return failure;
+    DRUSE_REQUIRE(weight != nullptr && of_weight != nullptr);
+    DRUSE_REQUIRE(paths->n_edges == 0 ||
+                  (spherical != nullptr && x != nullptr && given != nullptr && of_x != nullptr));
+    return druse::cpu::path_sum_gradient(
+        exec, {paths, n_spherical, n_radial, channels, spherical, weight, x, given, nullptr, of_x}, of_weight);
+}
+
+int32_t druse_triplet_sum(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical, int32_t n_basis,
+                          int32_t channels, const float *radial, const float *x, float *out) {
+    if (const int32_t failure = check_paths(exec, paths, n_spherical, n_basis, channels)) return failure;
+    DRUSE_REQUIRE(paths->n_edges == 0 || (radial != nullptr && x != nullptr && out != nullptr));
+    return druse::cpu::triplet_sum(
+        exec, {paths, n_spherical, n_basis, channels, radial, x, nullptr, out, nullptr, nullptr});
+}
+
+int32_t druse_triplet_sum_gradient(const druse_exec *exec, const druse_paths *paths, int32_t n_spherical,
+                                   int32_t n_basis, int32_t channels, const float *radial, const float *x,
+                                   const float *given, float *of_radial, float *of_x) {
+    if (const int32_t failure = check_paths(exec, paths, n_spherical, n_basis, channels)) return failure;
+    DRUSE_REQUIRE(paths->n_edges == 0 || (radial != nullptr && x != nullptr && given != nullptr &&
+                                          of_radial != nullptr && of_x != nullptr));
+    return druse::cpu::triplet_sum_gradient(
+        exec, {paths, n_spherical, n_basis, channels, radial, x, given, nullptr, of_radial, of_x});
 }
 
 int32_t druse_pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed) {

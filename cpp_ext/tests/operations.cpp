@@ -161,6 +161,46 @@ void the_prior_stays_in_bounds() {
     }
 }
 
+// Tables, features and results exactly as large as the header says, atoms without edges among them.
+void sums_over_paths_stay_in_bounds() {
+    const Batch batch = random_batch(23, 5, 9);
+    const Edges e = build_exactly(batch, {6.0, 1e-3, 12, DRUSE_MODE_EXACT, DRUSE_SYMMETRISE_UNION, 0});
+    const int64_t n = batch.atoms(), mirror = e.count(), directed = 2 * mirror, capacity = 40;
+    std::vector<int32_t> in_edge(static_cast<size_t>(n * capacity)), degree(static_cast<size_t>(n + 1), 0);
+    std::vector<uint32_t> status(static_cast<size_t>(batch.crystals()));
+    const druse_exec exec = on_cpu();
+    CHECK(druse_incidence(&exec, batch.crystals(), batch.offsets.data(), e.edge_offsets.data(), e.src.data(),
+                          e.dst.data(), mirror, capacity, -1, in_edge.data(), nullptr, degree.data(),
+                          status.data()) == DRUSE_OK);
+    in_edge.resize(in_edge.size() + static_cast<size_t>(capacity), -1);  // one atom more, alone
+    const druse_paths paths = {n + 1,          directed, capacity, capacity,      in_edge.data(), degree.data(),
+                               in_edge.data(), degree.data(), nullptr, nullptr, e.unit.data(),  mirror};
+    const int32_t spherical = 3, basis = 5, channels = 48;
+    const auto sized = [](int64_t size) { return std::vector<float>(static_cast<size_t>(size), 0.25f); };
+    std::vector<std::vector<float>> results;
+    for (const int isa : available_isas()) {
+        const druse_exec other = on_cpu(3, isa);
+        const auto x = sized(directed * channels), radial = sized(mirror * basis * spherical);
+        const auto factors = sized(directed * spherical * basis), weight = sized(spherical * basis * channels);
+        const auto wide = sized(directed * basis * channels);
+        auto out = wide, of_radial = sized(directed * basis * spherical), of_x = x, sums = x, of_weight = weight;
+        auto also_of_x = x;
+        CHECK(druse_triplet_sum(&other, &paths, spherical, basis, channels, radial.data(), x.data(), out.data()) ==
+              DRUSE_OK);
+        CHECK(druse_triplet_sum_gradient(&other, &paths, spherical, basis, channels, radial.data(), x.data(),
+                                         wide.data(), of_radial.data(), of_x.data()) == DRUSE_OK);
+        CHECK(druse_path_sum(&other, &paths, spherical, basis, channels, factors.data(), weight.data(), x.data(),
+                             sums.data()) == DRUSE_OK);
+        CHECK(druse_path_sum_gradient(&other, &paths, spherical, basis, channels, factors.data(), weight.data(),
+                                      x.data(), x.data(), of_weight.data(), also_of_x.data()) == DRUSE_OK);
+        for (const auto *more : {&of_radial, &of_x, &sums, &of_weight, &also_of_x})
+            out.insert(out.end(), more->begin(), more->end());
+        results.push_back(out);
+    }
+    for (const auto &result : results)
+        CHECK(std::memcmp(result.data(), results[0].data(), result.size() * sizeof(float)) == 0);
+}
+
 }  // namespace
 
 void test_operations() {
@@ -169,4 +209,5 @@ void test_operations() {
     updates_leave_a_troubled_crystal_alone();
     geometry_is_the_same_everywhere();
     the_prior_stays_in_bounds();
+    sums_over_paths_stay_in_bounds();
 }

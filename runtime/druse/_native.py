@@ -82,6 +82,25 @@ class ResidualMLP(Structure):
     )
 
 
+class Paths(Structure):
+    """``druse_paths``."""
+
+    _fields_ = (
+        ("n_atoms", c_int64),
+        ("n_edges", c_int64),
+        ("row_capacity", c_int64),
+        ("sum_capacity", c_int64),
+        ("row_edge", c_void_p),
+        ("row_degree", c_void_p),
+        ("sum_edge", c_void_p),
+        ("sum_degree", c_void_p),
+        ("row_label", c_void_p),
+        ("sum_label", c_void_p),
+        ("unit", c_void_p),
+        ("mirror", c_int64),
+    )
+
+
 _EXEC, _KEY, _P, _N, _I, _D = POINTER(Exec), POINTER(NoiseKey), c_void_p, c_int64, c_int32, c_double
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_abi_version": (_I, ()),
@@ -100,6 +119,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_radial_basis": (_I, (_EXEC, _N, _P, _D, _I, _P)),
     "druse_legendre": (_I, (_EXEC, _N, _N, _I, _P, _P, _N, _P, _P)),
     "druse_force_sum": (_I, (_EXEC, _N, _N, _P, _P, _N, _P, _P, _P)),
+    "druse_path_sum": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P, _P)),
+    "druse_path_sum_gradient": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P, _P, _P, _P)),
+    "druse_triplet_sum": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P)),
+    "druse_triplet_sum_gradient": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P, _P, _P)),
     "druse_pack": (_I, (_I, _I, _P, _P)),
     "druse_prior_eps": (_I, (_EXEC, POINTER(ResidualMLP), _N, _I, _P, _P, _P)),
     "druse_prior_chain": (_I, (_EXEC, POINTER(ResidualMLP), _KEY, _N, _I, _I, _P, _P, _P, _P, _P, _P)),

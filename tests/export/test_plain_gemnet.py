@@ -124,7 +124,7 @@ def test_decoder_in_float64(batch: Batch, decoder: GemNet) -> None:
     place = geometry.slot[order] % geometry.in_edge.shape[1]
     ba, ca = triplets.id3_ba, triplets.id3_ca
     normal = ((2 * torch.arange(config.n_spherical, dtype=torch.float64) + 1) / (4 * torch.pi)).sqrt()
-    angular = geometry.legendre[triplets.dst[ca], place[ca], :, place[ba]] * normal
+    angular = geometry.paths().legendre(config.n_spherical)[triplets.dst[ca], place[ca], :, place[ba]] * normal
     radial, unit = geometry.radial.repeat(2, 1)[order], torch.cat([geometry.unit, -geometry.unit])[order]
     for own, shared in ((triplets.angular, angular), (triplets.radial, radial), (triplets.unit, unit)):
         assert error(own, shared) < SINGLE
@@ -154,9 +154,10 @@ def test_encoder_in_float64(batch: Batch, encoder: DimeNet) -> None:
     in_place = torch.zeros_like(order)
     atom, column = geometry.in_valid.nonzero().T
     in_place[geometry.in_edge[atom, column].long()] = column
-    out_place = geometry.out_slot % geometry.angular.shape[1]
+    out_place = geometry.out_slot % geometry.out_edge.shape[1]
     ji, kj = order[paths.ji], order[paths.kj]
-    angular = geometry.angular[geometry.src[ji], out_place[ji], :, in_place[kj]]
+    normal = ((2 * torch.arange(config.n_spherical, dtype=torch.float64) + 1) / (4 * torch.pi)).sqrt()
+    angular = geometry.paths().legendre(config.n_spherical)[geometry.src[ji], out_place[ji], :, in_place[kj]] * normal
     spherical = (geometry.spherical[kj] * angular[:, :, None]).flatten(1)
     distance = geometry.distance[order]
     assert error(paths.spherical, spherical) < SINGLE

@@ -1,7 +1,7 @@
 // The operations of druse.h on the CPU. Arguments have been checked.
 #pragma once
 
-#include "druse.h"
+#include "kernels.hpp"
 
 namespace druse {
 namespace cpu {
@@ -30,6 +30,10 @@ int32_t legendre(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacit
                  const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit, float *out);
 int32_t force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, const int32_t *in_edge,
                   const int32_t *degree, int64_t mirror, const float *unit, const float *force, float *out);
+int32_t path_sum(const druse_exec *exec, const PathSum &sum);
+int32_t path_sum_gradient(const druse_exec *exec, const PathSum &sum, float *of_weight);
+int32_t triplet_sum(const druse_exec *exec, const TripletSum &sum);
+int32_t triplet_sum_gradient(const druse_exec *exec, const TripletSum &sum);
 int32_t pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed);
 int32_t prior_eps(const druse_exec *exec, const druse_residual_mlp *net, int64_t n_rows, int32_t step, const float *z,
                   const float *terms, float *eps);

@@ -17,21 +17,6 @@ constexpr int kTileRows = 6, kTileVectors = 2;  // 12 sums in 16 registers
 #endif
 static_assert(kDenseRows % kTileRows == 0 && kPanel % (kTileVectors * kWidth) == 0, "tiles fill blocks and panels");
 
-static DRUSE_INLINE Vector fused(float a, Vector b, Vector c) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Vector>(
-        _mm512_fmadd_ps(_mm512_set1_ps(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
-#elif defined(__FMA__)
-    return reinterpret_cast<Vector>(
-        _mm256_fmadd_ps(_mm256_set1_ps(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
-#else
-    for (int lane = 0; lane < kWidth; ++lane) c[lane] = __builtin_fmaf(a, b[lane], c[lane]);
-    return c;
-#endif
-}
-
-static DRUSE_INLINE void store(float *p, Vector v) { memcpy(p, &v, sizeof v); }
-
 // y = x w + (terms + step), then max(y, 0) and + skip where wanted. x, y and skip have whole tiles of rows, of the widths
 // n_in, n_out and n_out; terms has n_rows rows of the given stride.
 struct DenseLayer {

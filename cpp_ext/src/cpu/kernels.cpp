@@ -2,6 +2,7 @@
 #include "dense_kernel.hpp"
 #include "geometry_kernel.hpp"
 #include "noise_kernel.hpp"
+#include "paths_kernel.hpp"
 #include "symmetrise.hpp"
 
 #define DRUSE_JOIN2(a, b) a##b
@@ -10,9 +11,12 @@
 namespace druse {
 
 const Kernels *DRUSE_JOIN(kernels_, DRUSE_ISA)() {
-    static constexpr Kernels kernels = {DRUSE_ISA::graph,        DRUSE_ISA::normal,   DRUSE_ISA::ddpm,
-                                        DRUSE_ISA::radial_basis, DRUSE_ISA::legendre, DRUSE_ISA::force_sum,
-                                        DRUSE_ISA::residual_mlp};
+    static constexpr Kernels kernels = {DRUSE_ISA::graph,        DRUSE_ISA::normal,
+                                        DRUSE_ISA::ddpm,         DRUSE_ISA::radial_basis,
+                                        DRUSE_ISA::legendre,     DRUSE_ISA::force_sum,
+                                        DRUSE_ISA::residual_mlp, DRUSE_ISA::path_sum,
+                                        DRUSE_ISA::path_sum_gradient, DRUSE_ISA::triplet_sum,
+                                        DRUSE_ISA::triplet_sum_gradient};
     return &kernels;
 }
 

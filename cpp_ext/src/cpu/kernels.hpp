@@ -78,6 +78,28 @@ struct CrystalGraph {
     uint32_t status = 0;
 };
 
+// A thread's working memory for one atom's block.
+struct PathScratch {
+    Buffer<float> floats;
+    Buffer<int32_t> labels;
+};
+
+// druse_path_sum and its gradient; what one of them does not take is null.
+struct PathSum {
+    const druse_paths *paths;
+    int32_t n_spherical, n_radial, channels;
+    const float *spherical, *weight, *x, *given;
+    float *out, *of_x;
+};
+
+// druse_triplet_sum and its gradient.
+struct TripletSum {
+    const druse_paths *paths;
+    int32_t n_spherical, n_basis, channels;
+    const float *radial, *x, *given;
+    float *out, *of_radial, *of_x;
+};
+
 struct Kernels {
     // The edges of one crystal; false when memory ran out.
     bool (*graph)(GraphScratch *scratch, int64_t n_atoms, const double *frac, const double *cell,
@@ -96,6 +118,11 @@ struct Kernels {
     // up to kDenseRows rows, see dense_kernel.hpp
     void (*residual_mlp)(const druse_residual_mlp *net, int64_t n_rows, const float *z, const float *terms,
                          const float *step, float *work, float *eps);
+    // atoms from begin to end, see paths_kernel.hpp; false when memory ran out
+    bool (*path_sum)(const PathSum &sum, int64_t begin, int64_t end, PathScratch *scratch);
+    bool (*path_sum_gradient)(const PathSum &sum, int64_t begin, int64_t end, float *of_weight, PathScratch *scratch);
+    bool (*triplet_sum)(const TripletSum &sum, int64_t begin, int64_t end, PathScratch *scratch);
+    bool (*triplet_sum_gradient)(const TripletSum &sum, int64_t begin, int64_t end, PathScratch *scratch);
 };
 
 const Kernels *kernels_baseline();

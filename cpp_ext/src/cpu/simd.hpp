@@ -31,6 +31,22 @@ static inline Vector load(const float *p) {
 
 static inline Vector splat(float x) { return x - Vector{}; }
 
+// a b + c with one rounding, on every instruction set.
+static inline __attribute__((always_inline)) Vector fused(float a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(
+        _mm512_fmadd_ps(_mm512_set1_ps(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<Vector>(
+        _mm256_fmadd_ps(_mm256_set1_ps(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+    for (int lane = 0; lane < kWidth; ++lane) c[lane] = __builtin_fmaf(a, b[lane], c[lane]);
+    return c;
+#endif
+}
+
+static inline void store(float *p, Vector v) { memcpy(p, &v, sizeof v); }
+
 // Bit l of the result is set where lane l of the mask is.
 static inline uint32_t lanes(Mask mask) {
 #if defined(__AVX512F__)

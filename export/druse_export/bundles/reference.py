@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from druse import radius_graph
+from druse.basis import legendre_block
 from druse.bundle import Precision
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
 from druse.crystals import Crystals
@@ -91,7 +92,8 @@ def decoder_reference(model: ConCDVAE, rng: np.random.Generator) -> Arrays:
     z_con = rng.standard_normal((len(crystals), config.latent)).astype(np.float32)
     with torch.no_grad():
         latent = double(ExportedProjection(model))(torch.from_numpy(z_con).double()).float()
-        geometry = score_geometry(score_graph(crystals, config.decoder, mode=config.graph_mode), config.decoder)
+        graph = score_graph(crystals, config.decoder, mode=config.graph_mode)
+        geometry = score_geometry(graph, config.decoder)
         single = model.score(torch.from_numpy(z_con), torch.from_numpy(level), _types(crystals), geometry)
         force, logits = double(ExportedDecoder(model))(
             latent.double(),
@@ -99,7 +101,7 @@ def decoder_reference(model: ConCDVAE, rng: np.random.Generator) -> Arrays:
             torch.from_numpy(crystals.species.copy()),
             geometry.crystal.int(),
             geometry.radial.double(),
-            geometry.legendre.double(),
+            torch.from_numpy(legendre_block(graph, n_spherical=config.decoder.n_spherical)).double(),
             geometry.src,
             geometry.dst,
             geometry.in_edge,

@@ -1,20 +1,19 @@
 """The encoder: DimeNet++ with periodic edges, in dense blocks.
 
 For every edge j -> i, messages of the edges k -> j are summed, except those from the atom i itself (all its images).
-The edges out of an atom j and the edges into it (``in_edge``) form a dense block, so a sum over k is one batched matrix
-product.
+The edges out of an atom j and the edges into it form a dense block, so a sum over k is a matrix product.
 
 =====================================  ===========================================================================
 DimeNet++ (arXiv 2011.14115)           here
 =====================================  ===========================================================================
 e_RBF, 6 Bessel functions x envelope   ``BesselBasis``
 a_SBF, 7 x 6 spherical functions       ``spherical_bessel`` of d_kj times Y_l of the angle between j -> i and k -> j
-lin_sbf1, lin_sbf2                     the first acts on the radial half, the second after the sum over k
+lin_sbf1, lin_sbf2                     one weight on the radial half, see `druse_export.models.paths.path_sum`
 =====================================  ===========================================================================
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from druse_export.models.blocks import chain, gather
+from druse_export.models.paths import Paths, path_sum
 
 
 class DimeNetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,12 +51,14 @@ class EncoderGeometry(NamedTuple):
         crystal: ``[N]`` the crystal of each atom.
         n_atoms: ``[B]`` atoms of each crystal.
         distance: ``[E]`` Angstrom.
+        unit: ``[E, 3]`` from source to target.
         spherical: ``[E, n_spherical, n_radial]`` radial half of the spherical basis, envelope included.
         in_edge: ``[N, Di]`` edges into each atom; anything in range where ``in_valid`` is 0.
         in_valid: ``[N, Di]``.
-        out_slot: ``[E]`` place of each edge in the flattened table of edges out of atoms.
-        angular: ``[N, Do, n_spherical, Di]`` Y_l between each edge out of an atom and each into it; 0 in padding, and
-            where the two share their other atom.
+        in_degree: ``[N]``.
+        out_edge: ``[N, Do]`` edges out of each atom; anything in range in padding.
+        out_degree: ``[N]``.
+        out_slot: ``[E]`` place of each edge in the flattened ``out_edge``.
     """
 
     src: Tensor
@@ -64,11 +66,19 @@ class EncoderGeometry(NamedTuple):
     crystal: Tensor
     n_atoms: Tensor
     distance: Tensor
+    unit: Tensor
     spherical: Tensor
     in_edge: Tensor
     in_valid: Tensor
+    in_degree: Tensor
+    out_edge: Tensor
+    out_degree: Tensor
     out_slot: Tensor
-    angular: Tensor
+
+    def paths(self) -> Paths:
+        """Sums for an edge j -> i run over the edges k -> j, k being no image of i."""
+        out, into = (self.out_edge, self.out_degree, self.out_slot), (self.in_edge, self.in_degree)
+        return Paths(*out, *into, self.dst.to(torch.int32), self.src.to(torch.int32), self.unit)
 
     def sum_in_edges(self, x: Tensor) -> Tensor:
         """Sums over the edges into each atom: ``[E, channels]`` to ``[N, channels]``."""
@@ -120,51 +130,6 @@ def orthogonal_linear(n_in: int, n_out: int, *, bias: bool = True) -> nn.Linear:
     return linear
 
 
-class BasisSum(torch.autograd.Function):
-    """``out[p, c] = sum_b basis[b, c] sum_q weights[p, b, q] x[q, c]`` for every atom, in pieces that fit a cache.
-
-    What stands between the two sums has eight times the numbers of the result. On a CPU it is never written to memory:
-    a few atoms are finished before the next, forward and backward, which computes the inner sum again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, x: Tensor, basis: Tensor) -> Tensor:
-        """``weights`` ``[N, P * B, Q]``, ``x`` ``[N, Q, C]``, ``basis`` ``[B, C]`` to ``[N * P, C]``."""
-        if torch.is_autocast_enabled(weights.device.type):
-            kind = torch.get_autocast_dtype(weights.device.type)
-            weights, x, basis = weights.to(kind), x.to(kind), basis.to(kind)
-        ctx.save_for_backward(weights, x, basis)
-        n_channels = basis.shape[1]
-        out = x.new_empty(weights.shape[0], weights.shape[1] // len(basis), n_channels)
-        for piece in _pieces(weights, n_channels):
-            inner = torch.bmm(weights[piece], x[piece]).reshape(-1, len(basis), n_channels)
-            out[piece] = torch.sum(inner.mul_(basis), dim=1).reshape(out[piece].shape)
-        return out.flatten(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the three arguments."""
-        weights, x, basis = ctx.saved_tensors
-        n_channels = basis.shape[1]
-        given = gradients[0].reshape(len(weights), weights.shape[1] // len(basis), 1, n_channels).to(x.dtype)
-        of_weights, of_x = torch.empty_like(weights), torch.empty_like(x)
-        of_basis = torch.zeros_like(basis, dtype=torch.promote_types(basis.dtype, torch.float32))
-        for piece in _pieces(weights, n_channels):
-            inner = torch.bmm(weights[piece], x[piece]).reshape(*given[piece].shape[:2], *basis.shape)
-            of_basis += inner.mul_(given[piece]).flatten(0, 1).sum(0)
-            of_inner = torch.mul(given[piece], basis, out=inner).flatten(1, 2)
-            of_weights[piece] = torch.bmm(of_inner, x[piece].transpose(1, 2))
-            of_x[piece] = torch.bmm(weights[piece].transpose(1, 2), of_inner)
-        return of_weights, of_x, of_basis.to(basis.dtype)
-
-
-def _pieces(weights: Tensor, n_channels: int) -> Iterator[slice]:
-    """Slices of atoms whose inner sums take half a megabyte; all atoms at once on a GPU."""
-    n_atoms = max(1, len(weights))
-    size = n_atoms if weights.is_cuda else max(1, 2**17 // max(1, weights.shape[1] * n_channels))
-    return (slice(first, first + size) for first in range(0, len(weights), size))
-
-
 class DimeNetInteraction(nn.Module):
     """One interaction block: messages from k -> j to j -> i by distance and angle."""
 
@@ -183,21 +148,16 @@ class DimeNetInteraction(nn.Module):
         self.linear = orthogonal_linear(hidden, hidden)
         self.after_skip = nn.ModuleList(SiluResidual(hidden) for _ in range(config.n_after_skip))
 
-    def forward(self, x: Tensor, rbf: Tensor, geometry: EncoderGeometry) -> Tensor:
+    def forward(self, x: Tensor, rbf: Tensor, spherical: Tensor, paths: Paths) -> Tensor:
         """Edges ``[E, hidden]`` to the same."""
         x_ji = functional.silu(self.ji(x))
         x_kj = functional.silu(self.kj(x)) * self.rbf2(self.rbf1(rbf))
         x_kj = functional.silu(self.down(x_kj))
 
-        n_atoms, _, n_spherical, n_in = geometry.angular.shape
-        radial = self.sbf1.weight.reshape(self.sbf1.out_features, n_spherical, -1)  # [basis, l, n]
-        radial = torch.einsum("eln,bln->elb", geometry.spherical, radial).flatten(1)
-        radial = gather(radial, geometry.in_edge).reshape(n_atoms, n_in, n_spherical, -1)
-        weights = torch.einsum("nplq,nqlb->npbq", geometry.angular, radial).reshape(n_atoms, -1, n_in)
-        blocks: Tensor = BasisSum.apply(weights, gather(x_kj, geometry.in_edge), self.sbf2.weight.T)  # type: ignore[no-untyped-call]
-        summed = blocks.index_select(0, geometry.out_slot)
-
-        h = x_ji + functional.silu(self.up(summed))
+        # both linear layers on the spherical basis, and the normalisation of Y_l, as one
+        normal = ((2 * torch.arange(spherical.shape[1], dtype=x.dtype, device=x.device) + 1) / (4 * math.pi)).sqrt()
+        weight = torch.matmul(self.sbf1.weight.T, self.sbf2.weight.T).reshape(*spherical.shape[1:], -1)
+        h = x_ji + functional.silu(self.up(path_sum(x_kj, weight * normal[:, None, None], spherical, paths)))
         h = functional.silu(self.linear(chain(self.before_skip, h))) + x
         return chain(self.after_skip, h)
 
@@ -245,8 +205,9 @@ class DimeNet(nn.Module):
         x = x + functional.linear(functional.silu(self.embedding_rbf(rbf)), of_rbf, self.embedding.bias)
         x = functional.silu(x)
         per_atom = self.outputs[0](x, rbf, geometry)
+        paths = geometry.paths()
         for interaction, output in zip(self.interactions, list(self.outputs)[1:], strict=True):
-            x = interaction(x, rbf, geometry)
+            x = interaction(x, rbf, geometry.spherical, paths)
             per_atom = per_atom + output(x, rbf, geometry)
         total = torch.zeros(len(geometry.n_atoms), per_atom.shape[1], dtype=per_atom.dtype, device=per_atom.device)
         total = total.index_add(0, geometry.crystal, per_atom)

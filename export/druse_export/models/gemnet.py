@@ -8,8 +8,8 @@ GemNet (NeurIPS 2021)  here
 =====================  ===========================================================================================
 h_a, m_ca              ``h`` ``[N, atom]``, ``m`` ``[2, H, edge]``
 e_RBF(d_ca)            ``radial`` ``[H, 128]``, computed outside (`druse.basis.radial_basis`)
-e_CBF(d_ca, phi_cab)   its radial half ``R`` ``[H, c, l]`` from ``radial``, its angular half ``legendre`` from outside
-sum over b             ``S = legendre @ X``, X the in-edges of each atom: one batched matrix product
+e_CBF(d_ca, phi_cab)   its radial half ``R`` ``[H, c, l]`` from ``radial``, its angular half from unit vectors
+sum over b             `druse_export.models.paths.triplet_sum`: the in-edges of each atom, one matrix product
 bilinear layer         one matrix product, ``[2 H, c * trip] @ [c * trip, bilinear]``
 F_ca                   sixteen channels summed over the output blocks, met by the radial basis once, at the end
 =====================  ===========================================================================================
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from druse_export.models.blocks import INV_SQRT_2, SILU_GAIN, Dense, Residual, Scaled, chain, gather, he_orthogonal_
+from druse_export.models.paths import Paths, triplet_sum
 
 
 class GemNetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +63,7 @@ class ScoreGeometry(NamedTuple):
         slot: ``[2 H]`` the place of each directed edge in the flattened ``in_edge``.
         unit: ``[H, 3]`` from source to target.
         radial: ``[H, n_radial]``.
-        legendre: ``[N, D, n_spherical, D]``, 0 in padding and on the diagonal.
+        degree: ``[N]`` number of directed edges into each atom.
     """
 
     src: Tensor
@@ -73,7 +74,13 @@ class ScoreGeometry(NamedTuple):
     slot: Tensor
     unit: Tensor
     radial: Tensor
-    legendre: Tensor
+    degree: Tensor
+
+    def paths(self) -> Paths:
+        """Sums for an edge into an atom run over all other edges into it."""
+        edges = torch.arange(len(self.slot), dtype=torch.int32, device=self.slot.device)
+        table = self.in_edge, self.degree
+        return Paths(*table, self.slot, *table, edges, edges, self.unit)
 
 
 class Scale(nn.Module):
@@ -141,18 +148,13 @@ class Triplets(nn.Module):
         self.up_ca = Dense(config.bilinear, config.edge)
         self.up_ac = Dense(config.bilinear, config.edge)
 
-    def forward(self, m: Scaled, rbf3: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry) -> Scaled:
+    def forward(self, m: Scaled, rbf3: Tensor, radial_cbf: Tensor, paths: Paths) -> Scaled:
         """Edges ``[2, H, edge]`` to the same; ``radial_cbf`` is ``[H, cbf, n_spherical]``."""
         n_half = m.value.shape[1]
         x, gain = self.dense_ba.scaled(m)
         x = self.scale_radial(x * self.radial.scaled(Scaled(rbf3, gain)).value)
         x, gain = self.down.scaled(Scaled(x, 1.0))
-        block = gather(x.flatten(0, 1), geometry.in_edge)  # [N, D, triplet]
-        n_atoms, degree, n_spherical, _ = geometry.legendre.shape
-        legendre = geometry.legendre.to(block.dtype).reshape(n_atoms, degree * n_spherical, degree)
-        summed = torch.matmul(legendre, block).reshape(n_atoms * degree, -1)  # [N D, spherical * triplet]
-        per_edge = summed.index_select(0, geometry.slot).reshape(2, n_half, n_spherical, -1)
-        t = torch.matmul(radial_cbf, per_edge).reshape(2, n_half, -1)  # [2, H, cbf * triplet]
+        t = triplet_sum(x.flatten(0, 1), radial_cbf, paths).reshape(2, n_half, -1)  # [2, H, cbf * triplet]
         t = self.scale_sum(torch.matmul(t, self.bilinear.flatten(0, 1) * gain))
         both = self.up_ca.scaled(Scaled(t, 1.0)), self.up_ac.scaled(Scaled(t, 1.0))
         return Scaled(both[0].value + both[1].value.flip(0), SILU_GAIN * INV_SQRT_2)
@@ -172,10 +174,17 @@ class Interaction(nn.Module):
         self.residual_m = nn.ModuleList(Residual(config.edge) for _ in range(config.n_concat))
 
     def forward(
-        self, h: Tensor, m: Scaled, rbf3: Tensor, rbf_h: Tensor, radial_cbf: Tensor, geometry: ScoreGeometry
+        self,
+        h: Tensor,
+        m: Scaled,
+        rbf3: Tensor,
+        rbf_h: Tensor,
+        radial_cbf: Tensor,
+        geometry: ScoreGeometry,
+        paths: Paths,
     ) -> tuple[Tensor, Scaled]:
         """Atoms and edges to the same."""
-        x = self.dense_ca.scaled(m).plus(self.triplets(m, rbf3, radial_cbf, geometry))
+        x = self.dense_ca.scaled(m).plus(self.triplets(m, rbf3, radial_cbf, paths))
         m = chain(self.after_skip, m.plus(chain(self.before_skip, x)))
         h = Scaled(h, 1.0).plus(self.atom_update(m, rbf_h, geometry)).tensor()
         updated = chain(self.residual_m, self.concat(h, m, geometry))
@@ -240,9 +249,9 @@ class GemNet(nn.Module):
         h = gather(table, atom_types - 1) + gather(per_crystal, geometry.crystal)
         m = self.edge_embedding(h, Scaled(geometry.radial[None], 1.0), geometry)
 
-        force = self.forces[0](m)
+        force, paths = self.forces[0](m), geometry.paths()
         for interaction, head in zip(self.interactions, list(self.forces)[1:], strict=True):
-            h, m = interaction(h, m, rbf3, rbf_h, radial_cbf, geometry)
+            h, m = interaction(h, m, rbf3, rbf_h, radial_cbf, geometry, paths)
             force = force + head(m)
         return torch.sum(force * rbf_out, dim=-1), self.species(h)
 

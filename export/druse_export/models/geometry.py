@@ -44,7 +44,7 @@ def _graph(crystals: Crystals, config: GemNetConfig | DimeNetConfig, mode: Mode,
 
 
 def score_geometry(graph: Graph, config: GemNetConfig) -> ScoreGeometry:
-    """The decoder's view of a graph of half edges; radial basis and Legendre block in native float32."""
+    """The decoder's view of a graph of half edges; radial basis in native float32."""
     valid = np.arange(graph.in_edge.shape[1]) < graph.degree[:, None]
     return ScoreGeometry(
         src=torch.from_numpy(graph.src),
@@ -55,7 +55,7 @@ def score_geometry(graph: Graph, config: GemNetConfig) -> ScoreGeometry:
         slot=torch.from_numpy(graph.slot),
         unit=torch.from_numpy(graph.unit),
         radial=torch.from_numpy(basis.radial_basis(graph.distance, cutoff=config.cutoff, n_radial=config.n_radial)),
-        legendre=torch.from_numpy(basis.legendre_block(graph, n_spherical=config.n_spherical)),
+        degree=torch.from_numpy(graph.degree),
     )
 
 
@@ -94,29 +94,25 @@ def spherical_bessel(
 def encoder_geometry(graph: Graph, config: DimeNetConfig) -> EncoderGeometry:
     """The encoder's view of a graph, whose half edges are expanded to directed ones."""
     edges = graph.directed()
-    n_atoms, n_edges = graph.n_atoms, len(edges.src)
+    n_atoms = graph.n_atoms
     in_table, in_degree, _ = _table(edges.dst, n_atoms)
     out_table, out_degree, out_slot = _table(edges.src, n_atoms)
     in_valid = np.arange(in_table.shape[1]) < in_degree[:, None]
-    out_valid = np.arange(out_table.shape[1]) < out_degree[:, None]
-    cosine = np.einsum("npk,nqk->npq", edges.unit[out_table], edges.unit[in_table]) if n_edges else np.zeros((0, 0, 0))
-    mask = out_valid[:, :, None] & in_valid[:, None, :]
-    mask &= edges.dst[out_table][:, :, None] != edges.src[in_table][:, None, :]
-    angular = [mask.astype(np.float32), mask * cosine]
-    for order in range(2, config.n_spherical):
-        angular.append(((2 * order - 1) * cosine * angular[-1] - (order - 1) * angular[-2]) / order)
-    normal = np.sqrt((2 * np.arange(config.n_spherical) + 1) / (4 * np.pi))
+    spherical = spherical_bessel(graph.distance[: graph.n_edges], config)
     return EncoderGeometry(
         src=torch.from_numpy(edges.src),
         dst=torch.from_numpy(edges.dst),
         crystal=crystal_of_atom(graph.offsets),
         n_atoms=torch.from_numpy(np.diff(graph.offsets)),
         distance=torch.from_numpy(edges.distance),
-        spherical=torch.from_numpy(spherical_bessel(edges.distance, config)),
+        unit=torch.from_numpy(edges.unit),
+        spherical=torch.from_numpy(np.concatenate([spherical] * (len(edges.src) // max(1, len(spherical))))),
         in_edge=torch.from_numpy(in_table),
         in_valid=torch.from_numpy(in_valid.astype(np.float32)),
+        in_degree=torch.from_numpy(in_degree),
+        out_edge=torch.from_numpy(out_table),
+        out_degree=torch.from_numpy(out_degree),
         out_slot=torch.from_numpy(out_slot),
-        angular=torch.from_numpy((np.stack(angular, axis=2) * normal[:, None]).astype(np.float32)),
     )
 
 
@@ -127,8 +123,8 @@ def _table(ends: np.ndarray, n_atoms: int) -> tuple[np.ndarray, np.ndarray, np.n
     order = np.argsort(ends, kind="stable")
     first = np.cumsum(degree) - degree
     place = ends[order] * width + np.arange(len(ends)) - first[ends[order]]
-    table = np.zeros(n_atoms * width, np.int64)
+    table = np.zeros(n_atoms * width, np.int32)
     table[place] = order
     slot = np.empty(len(ends), np.int64)
     slot[order] = place
-    return table.reshape(n_atoms, width), degree, slot
+    return table.reshape(n_atoms, width), degree.astype(np.int32), slot
