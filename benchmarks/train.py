@@ -162,7 +162,7 @@ class Contest:
     def step(self, side: Side, precision: Precision) -> Work:
         """A whole training step. Ours also keeps averaged weights, which upstream does not."""
         model, weights = self.models[side], LossWeights()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         numbers = itertools.count()
 
         def work() -> None:

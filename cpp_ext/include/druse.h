@@ -264,6 +264,48 @@ DRUSE_API int32_t druse_prior_chain(const druse_exec *exec, const druse_residual
                                     const double *eps_scale, const double *noise_scale, const float *terms, float *z,
                                     uint32_t *status);
 
+/* ---- the score network ------------------------------------------------------------------------------------------ */
+
+/* CPU only so far. The same bytes on every instruction set, whatever else is in the batch. */
+
+/* GemNet-T as Druse exports it (formulation gemnet-t-1): a layer is y = x w, then y sigmoid(sharpness y) where its
+ * sharpness is not 0. Matrices [n_in, n_out] are packed by druse_pack; the order of `weights` and `sharpness`:
+ *   radial [n_radial, 3 rbf + cbf n_spherical + edge], elements [n_species, atom] and levels [n_levels, atom] (these two
+ *   as they are), ends [atom, 2 edge], a force head; then for each block
+ *     ba, gate [rbf, edge], down [edge, triplet], bilinear [cbf triplet, bilinear], ca, up_ca and up_ac [bilinear, edge],
+ *     2 n_before_skip and 2 n_after_skip residual layers, atom_gate [rbf, edge], atom_dense [edge, atom],
+ *     2 n_atom residual layers of atoms, ends, feature [edge, edge], 2 n_concat residual layers, a force head;
+ *   then species [atom, n_species] and its bias as it is.
+ * A force head is a layer, 2 n_atom residual layers and out [edge, rbf]. Two residual layers add to what they are given. */
+typedef struct {
+    int32_t atom, edge, triplet, bilinear; /* multiples of DRUSE_PANEL */
+    int32_t rbf, cbf, n_radial, n_spherical;
+    int32_t n_blocks, n_before_skip, n_after_skip, n_concat, n_atom;
+    int32_t n_species, n_levels;
+    int32_t reserved; /* 0 */
+    double cutoff;    /* Angstrom */
+    const float *const *weights;
+    const float *sharpness;
+    const float *factors; /* [n_blocks, 3] of what is added to edges at the skip, to atoms, and to edges at the end */
+} druse_gemnet;
+
+/* Crystals with their graph of half edges: arrays as of druse_radius_graph and druse_incidence. */
+typedef struct {
+    int64_t n_crystals, n_atoms, n_edges, degree_capacity, mirror; /* n_edges <= mirror */
+    const int32_t *src, *dst;
+    const float *distance, *unit;
+    const int32_t *in_edge, *degree;
+    const int32_t *crystal; /* [n_atoms] */
+    const int32_t *species; /* [n_atoms], from 1 on */
+    const float *latent;    /* [n_crystals, atom] */
+    const int32_t *level;   /* [n_crystals] */
+} druse_gemnet_batch;
+
+/* score: [n_atoms, 3]; logits: [n_atoms, n_species]. Runs on the calling thread; give it a few hundred edges at a time, so
+ * that their features stay in its cache, and call it from several threads. */
+DRUSE_API int32_t druse_gemnet_score(const druse_exec *exec, const druse_gemnet *net, const druse_gemnet_batch *batch,
+                                     float *score, float *logits);
+
 #ifdef __cplusplus
 }
 #endif

@@ -94,6 +94,45 @@ int32_t check_paths(const druse_exec *exec, const druse_paths *paths, int32_t n_
     return DRUSE_OK;
 }
 
+bool within(int64_t count, const int32_t *values, int32_t first, int64_t last) {
+    if (count > 0 && values == nullptr) return false;
+    for (int64_t k = 0; k < count; ++k)
+        if (values[k] < first || values[k] > last) return false;
+    return true;
+}
+
+int32_t check_gemnet(const druse_gemnet *net, const druse_gemnet_batch *batch) {
+    DRUSE_REQUIRE(net != nullptr && batch != nullptr);
+    const int32_t widths[] = {net->atom, net->edge, net->triplet, net->bilinear};
+    for (const int32_t width : widths)
+        DRUSE_REQUIRE(width > 0 && width % DRUSE_PANEL == 0 && width <= 1 << 12);
+    DRUSE_REQUIRE(net->rbf > 0 && net->rbf <= 1 << 10 && net->cbf > 0 && net->cbf <= 1 << 10);
+    DRUSE_REQUIRE(net->n_radial > 1 && net->n_radial <= 1 << 12 && net->n_spherical > 0 && net->n_spherical <= 64);
+    DRUSE_REQUIRE(net->cutoff > 0.0 && net->n_species > 0 && net->n_levels > 0);
+    const int32_t counts[] = {net->n_blocks, net->n_before_skip, net->n_after_skip, net->n_concat, net->n_atom};
+    for (const int32_t count : counts) DRUSE_REQUIRE(count >= 0 && count <= 64);
+    DRUSE_REQUIRE(net->weights != nullptr && net->sharpness != nullptr && net->factors != nullptr);
+    const int64_t n_edges = batch->n_edges, mirror = batch->mirror;
+    DRUSE_REQUIRE(batch->n_crystals >= 0 && batch->n_atoms >= 0 && batch->n_atoms <= INT32_MAX);
+    DRUSE_REQUIRE(n_edges >= 0 && mirror >= n_edges && mirror <= INT32_MAX / 2);
+    DRUSE_REQUIRE(n_edges == 0 || (batch->distance != nullptr && batch->unit != nullptr));
+    DRUSE_REQUIRE(within(n_edges, batch->src, 0, batch->n_atoms - 1) && within(n_edges, batch->dst, 0, batch->n_atoms - 1));
+    DRUSE_REQUIRE(within(batch->n_atoms, batch->crystal, 0, batch->n_crystals - 1));
+    DRUSE_REQUIRE(within(batch->n_atoms, batch->species, 1, net->n_species));
+    DRUSE_REQUIRE(within(batch->n_crystals, batch->level, 0, net->n_levels - 1));
+    DRUSE_REQUIRE(batch->n_crystals == 0 || batch->latent != nullptr);
+    DRUSE_REQUIRE(valid_table(batch->n_atoms, mirror + n_edges, batch->degree_capacity, batch->in_edge, batch->degree));
+    int64_t total = 0;  // every directed edge has one place, or a row of the network would stay unwritten
+    for (int64_t n = 0; n < batch->n_atoms; ++n) {
+        total += batch->degree[n];
+        const int32_t *edge = batch->in_edge + n * batch->degree_capacity;
+        for (int32_t k = 0; k < batch->degree[n]; ++k)
+            DRUSE_REQUIRE(edge[k] < n_edges || edge[k] >= mirror);
+    }
+    DRUSE_REQUIRE(total <= 2 * n_edges);
+    return DRUSE_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -296,6 +335,15 @@ int32_t druse_prior_chain(const druse_exec *exec, const druse_residual_mlp *net,
     DRUSE_REQUIRE(n_rows == 0 || (terms != nullptr && z != nullptr && status != nullptr));
     return druse::cpu::prior_chain(exec, net, key, n_rows, first_step, last_step, scale, eps_scale, noise_scale, terms,
                                    z, status);
+}
+
+int32_t druse_gemnet_score(const druse_exec *exec, const druse_gemnet *net, const druse_gemnet_batch *batch,
+                           float *score, float *logits) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    if (exec->device != DRUSE_CPU) return DRUSE_ERROR_UNSUPPORTED;
+    if (const int32_t failure = check_gemnet(net, batch)) return failure;
+    DRUSE_REQUIRE(batch->n_atoms == 0 || (score != nullptr && logits != nullptr));
+    return druse::cpu::gemnet(exec, *net, *batch, score, logits);
 }
 
 }  // extern "C"

@@ -101,6 +101,55 @@ class Paths(Structure):
     )
 
 
+class GemNet(Structure):
+    """``druse_gemnet``."""
+
+    _fields_ = (
+        ("atom", c_int32),
+        ("edge", c_int32),
+        ("triplet", c_int32),
+        ("bilinear", c_int32),
+        ("rbf", c_int32),
+        ("cbf", c_int32),
+        ("n_radial", c_int32),
+        ("n_spherical", c_int32),
+        ("n_blocks", c_int32),
+        ("n_before_skip", c_int32),
+        ("n_after_skip", c_int32),
+        ("n_concat", c_int32),
+        ("n_atom", c_int32),
+        ("n_species", c_int32),
+        ("n_levels", c_int32),
+        ("reserved", c_int32),
+        ("cutoff", c_double),
+        ("weights", c_void_p),
+        ("sharpness", c_void_p),
+        ("factors", c_void_p),
+    )
+
+
+class GemNetBatch(Structure):
+    """``druse_gemnet_batch``."""
+
+    _fields_ = (
+        ("n_crystals", c_int64),
+        ("n_atoms", c_int64),
+        ("n_edges", c_int64),
+        ("degree_capacity", c_int64),
+        ("mirror", c_int64),
+        ("src", c_void_p),
+        ("dst", c_void_p),
+        ("distance", c_void_p),
+        ("unit", c_void_p),
+        ("in_edge", c_void_p),
+        ("degree", c_void_p),
+        ("crystal", c_void_p),
+        ("species", c_void_p),
+        ("latent", c_void_p),
+        ("level", c_void_p),
+    )
+
+
 _EXEC, _KEY, _P, _N, _I, _D = POINTER(Exec), POINTER(NoiseKey), c_void_p, c_int64, c_int32, c_double
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_abi_version": (_I, ()),
@@ -123,6 +172,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_path_sum_gradient": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P, _P, _P, _P)),
     "druse_triplet_sum": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P)),
     "druse_triplet_sum_gradient": (_I, (_EXEC, POINTER(Paths), _I, _I, _I, _P, _P, _P, _P, _P)),
+    "druse_gemnet_score": (_I, (_EXEC, POINTER(GemNet), POINTER(GemNetBatch), _P, _P)),
     "druse_pack": (_I, (_I, _I, _P, _P)),
     "druse_prior_eps": (_I, (_EXEC, POINTER(ResidualMLP), _N, _I, _P, _P, _P)),
     "druse_prior_chain": (_I, (_EXEC, POINTER(ResidualMLP), _KEY, _N, _I, _I, _P, _P, _P, _P, _P, _P)),

@@ -35,7 +35,7 @@ class ResidualMLP:
             raise InputError(f"{name} has not the weights of its formulation {FORMULATION}; build the bundle again")
         self._steps = as_array("steps", tensors["steps"], np.float32, "steps", sum(m.shape[1] for m in matrices))
         self._widths = np.array([matrix.shape[1] for matrix in matrices], np.int32)
-        self._packed = [_packed(matrix) for matrix in matrices]
+        self._packed = [packed(matrix) for matrix in matrices]
         self._pointers = (ctypes.c_void_p * len(matrices))(*map(_native.pointer, self._packed))
         self.latent, self.n_steps = int(matrices[0].shape[0]), len(self._steps)
         self._net = _native.ResidualMLP(
@@ -114,9 +114,10 @@ def fits(matrices: Sequence[Any]) -> bool:
     return widths == mirrored and inputs[1:] == widths[:-1]
 
 
-def _packed(matrix: np.ndarray) -> np.ndarray:
+def packed(matrix: np.ndarray) -> np.ndarray:
+    """A matrix ``[n_in, n_out]`` as native code reads it."""
     matrix = np.ascontiguousarray(matrix, np.float32)
     n_in, n_out = matrix.shape
-    packed = np.empty(n_in * -(-n_out // PANEL) * PANEL, np.float32)
-    _native.call("druse_pack", n_in, n_out, *map(_native.pointer, (matrix, packed)))
-    return packed
+    panels = np.empty(n_in * -(-n_out // PANEL) * PANEL, np.float32)
+    _native.call("druse_pack", n_in, n_out, *map(_native.pointer, (matrix, panels)))
+    return panels

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from druse import _gemnet
 from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
@@ -60,6 +61,7 @@ class Model:
         _check_signatures(self.manifest, bundle.name)
         self._runners: dict[str, Runner] = {}
         self._fused: dict[str, ResidualMLP] = {}
+        self._gemnet: _gemnet.GemNetT | None = None
         self._work = Workspace()
         self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
 
@@ -269,8 +271,8 @@ class Model:
             if not graph.is_half or not np.array_equal(graph.offsets, crystals.offsets):
                 raise InputError("`graph` must have the crystals' offsets and half edges (symmetrise='union')")
             return self._evaluate(graph, species, latents, levels)
-        run = self.runner  # loads before threads start
-        run("decoder")
+        if self._fused_decoder() is None:
+            self.runner("decoder")  # loads before threads start
 
         def part(piece: range) -> Score:
             first, last = crystals.offsets[piece.start], crystals.offsets[piece.stop]
@@ -292,6 +294,9 @@ class Model:
     def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:
         if (graph.status & OUT_OF_MEMORY).any():
             raise OutOfMemoryError("no memory for the candidates of a crystal's graph")
+        fused = self._fused_decoder()
+        if fused is not None:
+            return Score(*fused.score(graph, species, latent, level), graph.status.copy())
         inputs = decoder_inputs(graph, species, latent, level, self.manifest.graph, self._work)
         force, logits = self.runner("decoder")(inputs)
         return Score(atom_forces(graph, force), np.ascontiguousarray(logits[:-1]), graph.status.copy())
@@ -305,6 +310,15 @@ class Model:
             known = ", ".join(map(repr, self.manifest.priors)) or "none"
             raise InputError(f"`prior` must be one of those of {self.bundle.name} ({known}), got {name!r}")
         return self.manifest.priors[name]
+
+    def _fused_decoder(self) -> _gemnet.GemNetT | None:
+        network = self.manifest.decoder
+        if not self.backend.fused or network.formulation != _gemnet.FORMULATION:
+            return None
+        if self._gemnet is None:
+            tensors = float_tensors(self.bundle.read(network.file))
+            self._gemnet = _gemnet.GemNetT(tensors, self.manifest.graph, network.file)
+        return self._gemnet
 
     def _fused_prior(self, name: str) -> ResidualMLP | None:
         network = self._prior(name).network

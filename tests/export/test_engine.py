@@ -31,9 +31,18 @@ def folder(made_once: Make) -> Path:
     return made_once("small_bundle", lambda out: small_bundle.make(out, 256))
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return Model.open(folder, backend="ort-cpu", n_threads=1)
+@pytest.fixture(scope="module", params=["native", "onnx"])
+def model(folder: Path, request: pytest.FixtureRequest) -> Model:
+    return opened(folder, request.param)
+
+
+def opened(folder: Path, way: str = "native", n_threads: int = 1) -> Model:
+    """With Druse's own kernels, or with ONNX Runtime for every network."""
+    backend = open_backend("ort-cpu", n_threads=n_threads)
+    backend.fused = way == "native"
+    model = Model.open(folder, backend=backend)
+    assert model.manifest.decoder.formulation == "gemnet-t-1"
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,7 @@ def test_bytes_depend_on_the_crystal_alone(
 ) -> None:
     whole, everything = model.score(crystals, z, LEVEL), np.arange(N)
     for n_threads in (2, 3):
-        other = Model.open(folder, backend="ort-cpu", n_threads=n_threads)
+        other = opened(folder, "native" if model.backend.fused else "onnx", n_threads)
         assert same_bytes(other.score(crystals, z, LEVEL), whole, crystals, everything)
     for size in (1, 60, 200, 10**9):
         monkeypatch.setattr(_score, "BIN", size)
@@ -210,26 +219,31 @@ def test_a_network_of_other_inputs_is_refused_before_it_runs(folder: Path) -> No
             Model(Bundle("small", text.replace(old, new), files), open_backend("ort-cpu"))
 
 
-def test_memory_that_runs_out_halves_the_bins(folder: Path) -> None:
+@pytest.mark.parametrize("way", ["native", "onnx"])
+def test_memory_that_runs_out_halves_the_bins(folder: Path, way: str) -> None:
     """In a process whose memory is limited: one bin of all does not fit, and the bytes are those of small bins."""
     script = """
 import logging, resource, sys
 import numpy as np
 from druse import _score
+from druse.backends import open_backend
 from druse.model import Model
 from druse_export.bundles.reference import random_crystals
 rng = np.random.default_rng(0)
 crystals, z = random_crystals(rng, 400), rng.standard_normal((400, 256)).astype(np.float32)
-model = Model.open(sys.argv[1], backend="ort-cpu", n_threads=1)
+backend = open_backend("ort-cpu", n_threads=1)
+backend.fused = sys.argv[2] == "native"
+model = Model.open(sys.argv[1], backend=backend)
 expected = model.score(crystals, z, 5)
 _score.BIN = 10**9
 logging.basicConfig(level=logging.INFO)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, -1))
 got = model.score(crystals, z, 5)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 print(all(a.tobytes() == b.tobytes() for a, b in zip(got, expected)))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, str(folder), way], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "True"
     assert "400 at once need more memory than there is" in done.stderr

@@ -34,6 +34,8 @@ int32_t path_sum(const druse_exec *exec, const PathSum &sum);
 int32_t path_sum_gradient(const druse_exec *exec, const PathSum &sum, float *of_weight);
 int32_t triplet_sum(const druse_exec *exec, const TripletSum &sum);
 int32_t triplet_sum_gradient(const druse_exec *exec, const TripletSum &sum);
+int32_t gemnet(const druse_exec *exec, const druse_gemnet &net, const druse_gemnet_batch &batch, float *score,
+               float *logits);
 int32_t pack(int32_t n_in, int32_t n_out, const float *matrix, float *packed);
 int32_t prior_eps(const druse_exec *exec, const druse_residual_mlp *net, int64_t n_rows, int32_t step, const float *z,
                   const float *terms, float *eps);

@@ -17,6 +17,48 @@ constexpr int kTileRows = 6, kTileVectors = 2;  // 12 sums in 16 registers
 #endif
 static_assert(kDenseRows % kTileRows == 0 && kPanel % (kTileVectors * kWidth) == 0, "tiles fill blocks and panels");
 
+// finish(row, column, start(row, column) + x w) for whole tiles of rows and vectors of columns, n_out being in whole panels.
+// x has the rows of whole tiles, n_in apart.
+template <class Start, class Finish>
+static DRUSE_INLINE void dense(int64_t n_rows, int32_t n_in, int32_t n_out, const float *x, const float *packed,
+                               const Start &start, const Finish &finish) {
+    constexpr int kColumns = kTileVectors * kWidth;
+    const int64_t stride = n_in;
+    for (int32_t column = 0; column < n_out; column += kColumns) {
+        const float *panel = packed + static_cast<int64_t>(column / kPanel) * kPanel * n_in + column % kPanel;
+        for (int64_t row = 0; row < n_rows; row += kTileRows) {
+            Vector sum[kTileRows][kTileVectors];
+#pragma GCC unroll 16
+            for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < kTileVectors; ++v) sum[r][v] = start(row + r, column + v * kWidth);
+            // every third row has a pointer: x86 addresses the two between by one register
+            const float *own[kTileRows / 3];
+            for (int r = 0; r < kTileRows / 3; ++r) own[r] = x + (row + 3 * r) * stride;
+            const float *w = panel;
+            for (int64_t k = 0; k < stride; ++k, w += kPanel) {
+                __builtin_prefetch(w + 8 * kPanel);  // from the level-2 cache: a tenth of the time
+                __builtin_prefetch(w + 8 * kPanel + 16);
+                Vector columns[kTileVectors];
+#pragma GCC unroll 4
+                for (int v = 0; v < kTileVectors; ++v) columns[v] = load(w + v * kWidth);
+#pragma GCC unroll 16
+                for (int r = 0; r < kTileRows; ++r) {
+                    const float value = own[r / 3][r % 3 * stride];
+#pragma GCC unroll 4
+                    for (int v = 0; v < kTileVectors; ++v) sum[r][v] = fused(value, columns[v], sum[r][v]);
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < kTileRows / 3; ++r) ++own[r];
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < kTileVectors; ++v) finish(row + r, column + v * kWidth, sum[r][v]);
+        }
+    }
+}
+
 // y = x w + (terms + step), then max(y, 0) and + skip where wanted. x, y and skip have whole tiles of rows, of the widths
 // n_in, n_out and n_out; terms has n_rows rows of the given stride.
 struct DenseLayer {
@@ -30,52 +72,17 @@ struct DenseLayer {
 };
 
 static void dense(const DenseLayer &layer) {
-    constexpr int kColumns = kTileVectors * kWidth;
-    const int64_t stride = layer.n_in;
-    for (int32_t column = 0; column < layer.n_out; column += kColumns) {
-        const float *panel = layer.packed + static_cast<int64_t>(column / kPanel) * kPanel * layer.n_in + column % kPanel;
-        for (int64_t row = 0; row < layer.n_rows; row += kTileRows) {
-            Vector sum[kTileRows][kTileVectors];
-#pragma GCC unroll 16
-            for (int r = 0; r < kTileRows; ++r) {
-                const int64_t own = row + r < layer.n_rows ? row + r : layer.n_rows - 1;
-                const float *terms = layer.terms + own * layer.terms_stride + column;
-#pragma GCC unroll 4
-                for (int v = 0; v < kTileVectors; ++v)
-                    sum[r][v] = load(terms + v * kWidth) + load(layer.step + column + v * kWidth);
-            }
-            // every third row has a pointer: x86 addresses the two between by one register
-            const float *x[kTileRows / 3];
-            for (int r = 0; r < kTileRows / 3; ++r) x[r] = layer.x + (row + 3 * r) * stride;
-            const float *w = panel;
-            for (int64_t k = 0; k < stride; ++k, w += kPanel) {
-                __builtin_prefetch(w + 8 * kPanel);  // from the level-2 cache: a tenth of the time
-                __builtin_prefetch(w + 8 * kPanel + 16);
-                Vector columns[kTileVectors];
-#pragma GCC unroll 4
-                for (int v = 0; v < kTileVectors; ++v) columns[v] = load(w + v * kWidth);
-#pragma GCC unroll 16
-                for (int r = 0; r < kTileRows; ++r) {
-                    const float value = x[r / 3][r % 3 * stride];
-#pragma GCC unroll 4
-                    for (int v = 0; v < kTileVectors; ++v) sum[r][v] = fused(value, columns[v], sum[r][v]);
-                }
-#pragma GCC unroll 4
-                for (int r = 0; r < kTileRows / 3; ++r) ++x[r];
-            }
-            float *y = layer.y + row * layer.n_out + column;
-            const float *skip = layer.skip == nullptr ? nullptr : layer.skip + row * layer.n_out + column;
-#pragma GCC unroll 16
-            for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 4
-                for (int v = 0; v < kTileVectors; ++v) {
-                    Vector value = sum[r][v];
-                    if (layer.relu) value = value < Vector{} ? Vector{} : value;  // NaN stays NaN
-                    if (skip != nullptr) value += load(skip + r * layer.n_out + v * kWidth);
-                    store(y + r * layer.n_out + v * kWidth, value);
-                }
-        }
-    }
+    dense(
+        layer.n_rows, layer.n_in, layer.n_out, layer.x, layer.packed,
+        [&](int64_t row, int32_t column) __attribute__((always_inline)) {
+            const int64_t own = row < layer.n_rows ? row : layer.n_rows - 1;
+            return load(layer.terms + own * layer.terms_stride + column) + load(layer.step + column);
+        },
+        [&](int64_t row, int32_t column, Vector value) __attribute__((always_inline)) {
+            if (layer.relu) value = value < Vector{} ? Vector{} : value;  // NaN stays NaN
+            if (layer.skip != nullptr) value += load(layer.skip + row * layer.n_out + column);
+            store(layer.y + row * layer.n_out + column, value);
+        });
 }
 
 // Up to kDenseRows rows: z and eps [kDenseRows, latent], terms [n_rows, total]. `work` has room for the activations.

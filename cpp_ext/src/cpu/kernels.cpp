@@ -1,5 +1,6 @@
 // Compiled once for each instruction set, with DRUSE_ISA its namespace and name.
 #include "dense_kernel.hpp"
+#include "gemnet_kernel.hpp"
 #include "geometry_kernel.hpp"
 #include "noise_kernel.hpp"
 #include "paths_kernel.hpp"
@@ -16,7 +17,7 @@ const Kernels *DRUSE_JOIN(kernels_, DRUSE_ISA)() {
                                         DRUSE_ISA::legendre,     DRUSE_ISA::force_sum,
                                         DRUSE_ISA::residual_mlp, DRUSE_ISA::path_sum,
                                         DRUSE_ISA::path_sum_gradient, DRUSE_ISA::triplet_sum,
-                                        DRUSE_ISA::triplet_sum_gradient};
+                                        DRUSE_ISA::triplet_sum_gradient, DRUSE_ISA::gemnet};
     return &kernels;
 }
 

@@ -100,6 +100,13 @@ struct TripletSum {
     float *out, *of_radial, *of_x;
 };
 
+// A thread's working memory for a bin of crystals.
+struct GemNetScratch {
+    PathScratch paths;
+    Buffer<float> floats;
+    Buffer<int32_t> rows;
+};
+
 struct Kernels {
     // The edges of one crystal; false when memory ran out.
     bool (*graph)(GraphScratch *scratch, int64_t n_atoms, const double *frac, const double *cell,
@@ -123,6 +130,9 @@ struct Kernels {
     bool (*path_sum_gradient)(const PathSum &sum, int64_t begin, int64_t end, float *of_weight, PathScratch *scratch);
     bool (*triplet_sum)(const TripletSum &sum, int64_t begin, int64_t end, PathScratch *scratch);
     bool (*triplet_sum_gradient)(const TripletSum &sum, int64_t begin, int64_t end, PathScratch *scratch);
+    // see gemnet_kernel.hpp; false when memory ran out
+    bool (*gemnet)(const druse_gemnet &net, const druse_gemnet_batch &batch, GemNetScratch *scratch, float *score,
+                   float *logits);
 };
 
 const Kernels *kernels_baseline();

@@ -62,5 +62,11 @@ int32_t triplet_sum_gradient(const druse_exec *exec, const TripletSum &sum) {
     });
 }
 
+int32_t gemnet(const druse_exec *exec, const druse_gemnet &net, const druse_gemnet_batch &batch, float *score,
+               float *logits) {
+    static thread_local GemNetScratch scratch;
+    return kernels(exec->isa).gemnet(net, batch, &scratch, score, logits) ? DRUSE_OK : DRUSE_ERROR_MEMORY;
+}
+
 }  // namespace cpu
 }  // namespace druse

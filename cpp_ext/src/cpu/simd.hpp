@@ -45,6 +45,46 @@ static inline __attribute__((always_inline)) Vector fused(float a, Vector b, Vec
 #endif
 }
 
+static inline __attribute__((always_inline)) Vector fused(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                    reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<Vector>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                                    reinterpret_cast<__m256>(c)));
+#else
+    for (int lane = 0; lane < kWidth; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+    return c;
+#endif
+}
+
+// c - a b with one rounding.
+static inline __attribute__((always_inline)) Vector fused_minus(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_fnmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                                     reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+    return reinterpret_cast<Vector>(_mm256_fnmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                                     reinterpret_cast<__m256>(c)));
+#else
+    return fused(-a, b, c);
+#endif
+}
+
+// Between low and high; what is no number may become one of them.
+static inline __attribute__((always_inline)) Vector clamped(Vector x, float low, float high) {
+#if defined(__AVX512F__)
+    const __m512 above = _mm512_max_ps(reinterpret_cast<__m512>(x), _mm512_set1_ps(low));
+    return reinterpret_cast<Vector>(_mm512_min_ps(above, _mm512_set1_ps(high)));
+#elif defined(__AVX__)
+    const __m256 above = _mm256_max_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(low));
+    return reinterpret_cast<Vector>(_mm256_min_ps(above, _mm256_set1_ps(high)));
+#else
+    x = x > splat(low) ? x : splat(low);
+    return x < splat(high) ? x : splat(high);
+#endif
+}
+
 static inline void store(float *p, Vector v) { memcpy(p, &v, sizeof v); }
 
 // Bit l of the result is set where lane l of the mask is.

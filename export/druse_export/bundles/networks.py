@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from druse import _gemnet
 from druse._prior import FORMULATION, fits
 from druse.bundle import Tensor as Spec
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
@@ -216,6 +217,8 @@ class ExportedDecoder(Exported):
             int32("slot", "directed"),
         )
         self.outputs = (float32("force", 2, "edges"), float32("logits", "atoms", config.n_species))
+        if _gemnet.widths_fit(config.atom, config.edge, config.triplet, config.bilinear):
+            self.formulation = _gemnet.FORMULATION
 
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's arguments in order."""

@@ -59,7 +59,12 @@ class TrainingModule(lightning.LightningModule):
         """Adam with the schedule of the settings."""
         settings = self.settings
         kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
-        optimizer = kind(self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = kind(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.trainer.precision == "32-true",  # under mixed precision Lightning clips no fused optimiser
+        )
         if settings.schedule == "constant":
             return optimizer
         if settings.schedule == "plateau":
