@@ -50,7 +50,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     Attributes:
         file: path in the bundle.
-        precision: of its products, written in its graph.
+        precisions: files of the same network whose weights and products are in another precision, which is written in
+            the graph; what goes in and comes out stays float32.
         formulation: name of what it computes, where Druse has native code for that and its weights have agreed names
             (`druse._prior.FORMULATION`); empty otherwise.
     """
@@ -58,8 +59,17 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     file: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    precision: Precision = "fp32"
+    precisions: dict[Precision, str] = {}
     formulation: str = ""
+
+    def __post_init__(self) -> None:
+        if "fp32" in self.precisions:
+            raise ValueError("`precisions` must be other ones than fp32, which is the network's own file")
+
+    @property
+    def every_file(self) -> tuple[str, ...]:
+        """The network's own file, and those in other precisions."""
+        return (self.file, *self.precisions.values())
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -274,11 +284,12 @@ def decode(text: bytes, name: str) -> Manifest:
     if sum(file.bytes for file in manifest.files.values()) > LARGEST_FILE:
         raise InputError(f"{name}: the files are larger than {LARGEST_FILE:,} bytes together; do not use it")
     for network in manifest.networks.values():
-        if network.file not in manifest.files:
-            raise InputError(
-                f"{name}: {MANIFEST} names the network {in_one_line(network.file)} but lists no such file; "
-                "build the bundle again"
-            )
+        for path in network.every_file:
+            if path not in manifest.files:
+                raise InputError(
+                    f"{name}: {MANIFEST} names the network {in_one_line(path)} but lists no such file; "
+                    "build the bundle again"
+                )
     return manifest
 
 

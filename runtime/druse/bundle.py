@@ -103,7 +103,8 @@ class Bundle:
             if extra:
                 raise InputError(f"{source.name}: {in_one_line(min(extra))} is not listed in {MANIFEST}; remove it")
         for network in manifest.networks.values():
-            check_network(files[network.file], f"{source.name}: {network.file}")
+            for path in network.every_file:
+                check_network(files[path], f"{source.name}: {path}")
         return cls(source.name, text, files)
 
     @property

@@ -93,8 +93,17 @@ class Model:
             networks = self.manifest.networks
             if role not in networks:
                 raise InputError(f"{self.bundle.name} has no network {role!r}; it has {', '.join(networks)}")
-            network = networks[role]
-            self._runners[role] = self.backend.load(self.bundle.read(network.file), network)
+            network, file = networks[role], networks[role].file
+            large = role == "decoder" or role.endswith("/network")
+            precision = self.backend.precision if large else "fp32"
+            if self.backend.typed and precision != "fp32":
+                if precision not in network.precisions:
+                    raise InputError(
+                        f"{self.bundle.name} has no {role} with products in {precision}; build the bundle again with "
+                        f"--precision {precision}"
+                    )
+                file = network.precisions[precision]
+            self._runners[role] = self.backend.load(self.bundle.read(file), network, precision)
         return self._runners[role]
 
     def condition(self, values: Mapping[str, Any], z: Any) -> Latents:

@@ -53,7 +53,7 @@ class PropertyModel:
             raise InputError(f"{bundle.name} holds a generator (Con-CDVAE); this needs the bundle of a property model")
         self.bundle, self.backend, self.manifest = bundle, backend, bundle.manifest
         network = self.manifest.network
-        self._run = backend.load(bundle.read(network.file), network)
+        self._run = backend.load(bundle.read(network.file), network, "fp32")
         self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
 
     @classmethod

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from druse.bundle import Bundle, Provenance
+from druse.bundle import Bundle, Precision, Provenance
 from druse.conditions import ClassProperty, ScalarProperty
 from druse_export.bundles.build import build_con_cdvae
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
@@ -29,8 +29,10 @@ def small_prior(latent: int = 128) -> Prior:
     return Prior(PriorConfig(conditions=(GAP,), latent=latent, n_steps=20, beta_last=0.3)).eval()
 
 
-def make(folder: Path, latent: int = 128) -> Bundle:
+def make(folder: Path, latent: int = 128, precisions: tuple[Precision, ...] = ()) -> Bundle:
     """Latents of 128 are too narrow for whole panels at the bottom of the prior's network; 256 fit."""
     priors = {"default": small_prior(latent), "wide": small_prior(latent)}
     made = Provenance(source="trained", note="random weights")
-    return build_con_cdvae(small_model(latent), priors, folder, name="small", licence="MIT", provenance=made)
+    return build_con_cdvae(
+        small_model(latent), priors, folder, name="small", licence="MIT", provenance=made, precisions=precisions
+    )

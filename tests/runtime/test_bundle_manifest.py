@@ -74,11 +74,11 @@ def test_a_schema_version_that_is_no_number(place: Place, version: Any) -> None:
     refuse(place(with_content({"schema": version})), r"Expected `int`, got .* at `\$.schema`")
 
 
-MAPS = {"files", "tolerances", "priors", "weights", "figures"}
+MAPS = {"files", "tolerances", "precisions", "priors", "weights", "figures"}
 """Fields whose keys are free."""
 
-OPTIONAL = {"formulation", "precision", "shell_tolerance", "threshold", "weights", "data", "steps", "epochs", "figures",
-            "created_by", "note", "unit", "labels"}  # fmt: skip
+OPTIONAL = {"formulation", "precisions", "shell_tolerance", "threshold", "weights", "data", "steps", "epochs",
+            "figures", "created_by", "note", "unit", "labels"}  # fmt: skip
 
 
 def records(value: Any, where: str = "$", free: bool = False) -> Iterator[tuple[str, Any]]:

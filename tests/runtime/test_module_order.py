@@ -14,7 +14,7 @@ from druse import graphs
 
 NAMES = """
 errors _arrays _native lattice crystals elements conditions _manifest _onnx bundle _graph graphs __init__ basis backends
-schedules noise sampling _prior _score model generate runs io properties verify evaluate screening relax report
+schedules noise sampling _prior _gemnet _score model generate runs io properties verify evaluate screening relax report
 campaign _probes doctor cli __main__
 """
 ORDER = NAMES.split()

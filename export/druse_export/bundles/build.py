@@ -5,7 +5,7 @@ import importlib.metadata
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from druse.bundle import (
     GraphSpec,
     Manifest,
     Network,
+    Precision,
     PriorSpec,
     Provenance,
 )
@@ -41,13 +42,16 @@ from druse_export.bundles.networks import (
     ExportedPrior,
     ExportedPriorCondition,
     ExportedProjection,
+    InPrecision,
 )
 from druse_export.bundles.onnx import to_onnx
 from druse_export.bundles.reference import (
+    DTYPES,
     TOLERANCES,
     Arrays,
     cgcnn_table,
     check_against_pytorch,
+    check_in_precision,
     crystal_arrays,
     decoder_reference,
     double,
@@ -71,6 +75,7 @@ def build_con_cdvae(
     licence: str,
     provenance: Provenance,
     values: Mapping[str, np.ndarray] | None = None,
+    precisions: Collection[Precision] = (),
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a Con-CDVAE with its priors, check it on ONNX Runtime against PyTorch, and write it.
@@ -83,6 +88,8 @@ def build_con_cdvae(
         licence: SPDX identifier or text.
         provenance: of the weights.
         values: of the training data's properties, by name, for `druse.bundle.CONDITIONS`; None: none are kept.
+        precisions: other ones than fp32, in which decoder and priors are written too, for backends that take the
+            precision of products from the graph.
         progress: called with what is being exported, how many are done, and how many there are.
 
     Returns:
@@ -94,6 +101,8 @@ def build_con_cdvae(
         MissingDependencyError: onnxscript or onnxruntime is not installed.
     """
     config = model.config
+    if not set(precisions) <= DTYPES.keys():
+        raise InputError(f"`precisions` must be of {', '.join(DTYPES)}, got {', '.join(precisions)}")
     for key, prior in priors.items():
         if prior.config.latent != config.latent or not key.isidentifier():
             raise InputError(f"the prior {key!r} must have the model's latent width {config.latent} and a plain name")
@@ -119,10 +128,17 @@ def build_con_cdvae(
             file=f"{role}.onnx", inputs=network.inputs, outputs=network.outputs, formulation=network.formulation
         )
         files[f"{role}.onnx"] = to_onnx(network.eval())
+        if role == "decoder" or role.endswith("/network"):
+            paths: dict[Precision, str] = {kind: f"{role}.{kind}.onnx" for kind in sorted(precisions)}
+            networks[role] = msgspec.structs.replace(networks[role], precisions=paths)
+            for kind, path in paths.items():
+                files[path] = to_onnx(InPrecision(network, DTYPES[kind]))
         of = priors[role.split("/")[1]].config.conditions if role.startswith("priors/") else config.conditions
         arrays = decoder_reference(model, rng) if role == "decoder" else rows_reference(network, of, rng)
         reference |= {f"{role}/{key}": value for key, value in arrays.items()}
     check_against_pytorch(model, priors, reference)
+    for kind in precisions:
+        check_in_precision(model, priors, reference, kind)
     if progress:
         progress("checks", len(exported), len(exported))
     files[REFERENCE] = _npz(reference)
@@ -166,7 +182,7 @@ def build_con_cdvae(
         tolerances=TOLERANCES,
         provenance=_signed(provenance),
     )
-    return _write(manifest, files, out)
+    return _write(manifest, files, out, precisions)
 
 
 def build_cgcnn(
@@ -238,7 +254,7 @@ def _signed(provenance: Provenance) -> Provenance:
     return msgspec.structs.replace(provenance, created_by=f"druse {version}, torch {torch.__version__}")
 
 
-def _write(manifest: Manifest, files: Mapping[str, bytes], out: Path) -> Bundle:
+def _write(manifest: Manifest, files: Mapping[str, bytes], out: Path, precisions: Collection[Precision] = ()) -> Bundle:
     """The folder under another name, opened and verified there, then renamed."""
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it first")
@@ -249,7 +265,7 @@ def _write(manifest: Manifest, files: Mapping[str, bytes], out: Path) -> Bundle:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(content)
         (part / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-        _require_verified(Bundle.open(part))
+        _require_verified(Bundle.open(part), precisions)
         part.chmod(0o755)
         part.rename(out)
     except BaseException:
@@ -258,10 +274,17 @@ def _write(manifest: Manifest, files: Mapping[str, bytes], out: Path) -> Bundle:
     return Bundle.open(out)
 
 
-def _require_verified(bundle: Bundle) -> None:
-    for deviation in verify(bundle, open_backend("ort-cpu")):
-        if not deviation.ok:
-            raise DruseError(
-                f"{deviation.output} on ort-cpu deviates from PyTorch by {deviation.largest:.1e} of its scale; please "
-                "report this"
-            )
+def _require_verified(bundle: Bundle, precisions: Collection[Precision]) -> None:
+    """On native code, on every graph, and on those in float16: the other precision has no products on every CPU."""
+    graphs = open_backend("ort-cpu")
+    graphs.fused = False
+    backends = [open_backend("ort-cpu"), graphs]
+    if "fp16" in precisions:
+        backends.append(open_backend("ort-cpu", precision="fp16"))
+    for backend in backends:
+        for deviation in verify(bundle, backend):
+            if not deviation.ok:
+                raise DruseError(
+                    f"{deviation.output} on ort-cpu in {backend.precision} deviates from PyTorch by "
+                    f"{deviation.largest:.1e} of its scale; please report this"
+                )

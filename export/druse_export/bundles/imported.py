@@ -2,9 +2,10 @@
 
 import hashlib
 import math
+from collections.abc import Collection
 from pathlib import Path
 
-from druse.bundle import Bundle, Provenance
+from druse.bundle import Bundle, Precision, Provenance
 from druse.errors import InputError
 from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
 from druse_export.importing.cgcnn import read_cgcnn
@@ -20,6 +21,7 @@ def import_bundle(
     licence: str,
     property_: str | None = None,
     threshold: float | None = None,
+    precisions: Collection[Precision] = (),
     progress: Progress | None = None,
 ) -> Bundle:
     """A bundle of a run directory of Con-CDVAE's authors, or of a CGCNN checkpoint of theirs.
@@ -31,7 +33,8 @@ def import_bundle(
         licence: SPDX identifier or text.
         property_: what a CGCNN predicts: a known name, or ``NAME=LOW:HIGH:SPACING[:UNIT]``.
         threshold: of a classifying CGCNN.
-        progress: see `druse_export.bundles.build.build_con_cdvae`.
+        precisions: see `druse_export.bundles.build.build_con_cdvae`.
+        progress: see there.
 
     Raises:
         InputError: it is neither, something in it is refused, or what a CGCNN predicts is not said.
@@ -47,9 +50,12 @@ def import_bundle(
             source="imported", weights=_hashes(files), note="a run directory of Con-CDVAE's authors"
         )
         return build_con_cdvae(
-            found.model, found.priors, out, name=name, licence=licence, provenance=provenance, progress=progress
-        )
+            found.model, found.priors, out, name=name, licence=licence, provenance=provenance,
+            precisions=precisions, progress=progress,
+        )  # fmt: skip
     model = read_cgcnn(run)
+    if precisions:
+        raise InputError(f"{run.name} is a CGCNN, which takes no other precision; leave --precision out")
     if property_ is None:
         raise InputError(
             f"{run.name} does not say what it predicts; give --property, such as formation_energy_per_atom"

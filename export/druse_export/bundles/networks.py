@@ -4,6 +4,7 @@ Each has ``inputs`` and ``outputs``, the signature that the manifest records; th
 order.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -223,6 +224,21 @@ class ExportedDecoder(Exported):
     def forward(self, *values: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's arguments in order."""
         return self.decoder(*values)
+
+
+class InPrecision(Exported):
+    """A network with weights and products in another type; what goes in and comes out stays float32."""
+
+    def __init__(self, network: Exported, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
+        self.inputs, self.outputs = network.inputs, network.outputs
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The network's arguments in order."""
+        given = [value.to(self.dtype) if value.is_floating_point() else value for value in values]
+        outputs = self.network(*given)
+        return tuple(value.float() for value in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
 class ExportedCGCNN(Exported):

@@ -21,15 +21,20 @@ from druse_export.bundles.networks import (
     ExportedPrior,
     ExportedPriorCondition,
     ExportedProjection,
+    InPrecision,
     embed,
 )
 from druse_export.models.cgcnn import CGCNN, neighbor_table
 from druse_export.models.con_cdvae import ConCDVAE
+from druse_export.models.gemnet import ScoreGeometry
 from druse_export.models.geometry import score_geometry, score_graph
 from druse_export.models.prior import Prior
 
 TOLERANCES: dict[Precision, float] = {"fp32": 2e-5, "bf16": 0.1, "fp16": 0.02}
 """Largest deviation from float64, relative to the largest value of each output."""
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions besides fp32 that can be written in a graph."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,25 +97,10 @@ def decoder_reference(model: ConCDVAE, rng: np.random.Generator) -> Arrays:
     z_con = rng.standard_normal((len(crystals), config.latent)).astype(np.float32)
     with torch.no_grad():
         latent = double(ExportedProjection(model))(torch.from_numpy(z_con).double()).float()
-        graph = score_graph(crystals, config.decoder, mode=config.graph_mode)
-        geometry = score_geometry(graph, config.decoder)
+        geometry, given = _decoder_inputs(model, crystals, latent, level)
         single = model.score(torch.from_numpy(z_con), torch.from_numpy(level), _types(crystals), geometry)
-        force, logits = double(ExportedDecoder(model))(
-            latent.double(),
-            torch.from_numpy(level),
-            torch.from_numpy(crystals.species.copy()),
-            geometry.crystal.int(),
-            geometry.radial.double(),
-            torch.from_numpy(legendre_block(graph, n_spherical=config.decoder.n_spherical)).double(),
-            geometry.src,
-            geometry.dst,
-            geometry.in_edge,
-            geometry.valid.double(),
-            geometry.slot,
-        )
-        directed = torch.cat([geometry.unit, -geometry.unit]).double() * force.reshape(-1, 1)
-        ends = torch.cat([geometry.dst, geometry.src]).long()
-        score = torch.zeros(len(crystals.species), 3, dtype=torch.float64).index_add(0, ends, directed)
+        force, logits = double(ExportedDecoder(model))(*_as_double(given))
+        score = _on_atoms(geometry, force)
     require_close("decoder/scaled", single[0], score.numpy())
     require_close("decoder/logits", single[1], logits.numpy())
     return {
@@ -120,6 +110,39 @@ def decoder_reference(model: ConCDVAE, rng: np.random.Generator) -> Arrays:
         "outputs/scaled": score.numpy(),
         "outputs/logits": logits.numpy(),
     }
+
+
+def _decoder_inputs(
+    model: ConCDVAE, crystals: Crystals, latent: Tensor, level: np.ndarray
+) -> tuple[ScoreGeometry, list[Tensor]]:
+    """The geometry of crystals, and the decoder's arguments as they are exported."""
+    config = model.config.decoder
+    graph = score_graph(crystals, config, mode=model.config.graph_mode)
+    geometry = score_geometry(graph, config)
+    return geometry, [
+        latent,
+        torch.from_numpy(level),
+        torch.from_numpy(crystals.species.copy()),
+        geometry.crystal.int(),
+        geometry.radial,
+        torch.from_numpy(legendre_block(graph, n_spherical=config.n_spherical)),
+        geometry.src,
+        geometry.dst,
+        geometry.in_edge,
+        geometry.valid,
+        geometry.slot,
+    ]
+
+
+def _as_double(values: Sequence[Tensor]) -> list[Tensor]:
+    return [value.double() if value.is_floating_point() else value for value in values]
+
+
+def _on_atoms(geometry: ScoreGeometry, force: Tensor) -> Tensor:
+    """Forces along edges, summed on atoms."""
+    directed = torch.cat([geometry.unit, -geometry.unit]).double() * force.reshape(-1, 1).double()
+    ends = torch.cat([geometry.dst, geometry.src]).long()
+    return torch.zeros(len(geometry.crystal), 3, dtype=torch.float64).index_add(0, ends, directed)
 
 
 def _types(crystals: Crystals) -> Tensor:
@@ -175,9 +198,32 @@ def check_against_pytorch(model: ConCDVAE, priors: Mapping[str, Prior], referenc
             require_close(f"{role}/network", whole, hoisted.numpy())
 
 
-def require_close(what: str, got: Tensor, expected: np.ndarray) -> None:
-    """Refuse a float32 output that is further from its float64 twin than rounding explains."""
+def check_in_precision(model: ConCDVAE, priors: Mapping[str, Prior], reference: Arrays, precision: Precision) -> None:
+    """The recorded float64 outputs beside those of decoder and priors in a lower precision, as PyTorch computes them.
+
+    Raises:
+        DruseError: they deviate by more than the tolerance, or leave the range of the type.
+    """
+    dtype = DTYPES[precision]
+
+    with torch.no_grad():
+        crystals = Crystals(*(reference[f"decoder/inputs/{key}"] for key in ("frac", "cells", "offsets", "species")))
+        latent, level = torch.from_numpy(reference["decoder/inputs/latent"]), reference["decoder/inputs/level"]
+        geometry, inputs = _decoder_inputs(model, crystals, latent, level)
+        force, logits = InPrecision(ExportedDecoder(model), dtype)(*inputs)
+        require_close("decoder/scaled", _on_atoms(geometry, force), reference["decoder/outputs/scaled"], precision)
+        require_close("decoder/logits", logits, reference["decoder/outputs/logits"], precision)
+        for key, prior in priors.items():
+            role = f"priors/{key}/network"
+            values = [torch.from_numpy(reference[f"{role}/inputs/{name}"]) for name in ("z", "terms", "step")]
+            (eps,) = InPrecision(ExportedPrior(prior), dtype)(*values)
+            require_close(f"{role}/eps", eps, reference[f"{role}/outputs/eps"], precision)
+
+
+def require_close(what: str, got: Tensor, expected: np.ndarray, precision: Precision = "fp32") -> None:
+    """Refuse an output that is further from its float64 twin than rounding explains."""
     difference = np.abs(got.detach().numpy().astype(np.float64) - expected).max(initial=0.0)
     relative = float(difference) / max(float(np.abs(expected).max(initial=0.0)), 1e-30)
-    if not relative <= TOLERANCES["fp32"]:
-        raise DruseError(f"{what} as exported deviates from PyTorch by {relative:.1e} of its scale; please report this")
+    if not relative <= TOLERANCES[precision]:
+        advice = "please report this" if precision == "fp32" else f"leave --precision {precision} out"
+        raise DruseError(f"{what} as exported in {precision} deviates by {relative:.1e} of its scale; {advice}")

@@ -2,14 +2,14 @@
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from druse.bundle import Bundle, Provenance
+from druse.bundle import Bundle, Precision, Provenance
 from druse.conditions import CompositionProperty, ScalarProperty
 from druse.elements import formula_of
 from druse.errors import InputError
@@ -32,6 +32,7 @@ def build_bundle(
     priors: Mapping[str, Path] | None = None,
     data: Path | None = None,
     property_: str | None = None,
+    precisions: Collection[Precision] = (),
     progress: Progress | None = None,
 ) -> Bundle:
     """A bundle of a model of step one with its priors, or of a CGCNN.
@@ -44,7 +45,8 @@ def build_bundle(
         priors: runs or files of weights of step two, by the names that they shall have.
         data: training data, whose properties are kept for drawing conditions from.
         property_: ``NAME=LOW:HIGH:SPACING[:UNIT]`` of what a CGCNN predicts, needed where the name is not a known one.
-        progress: see `druse_export.bundles.build.build_con_cdvae`.
+        precisions: see `druse_export.bundles.build.build_con_cdvae`.
+        progress: see there.
 
     Raises:
         InputError: a file is not what it should be, or a prior was trained on the latents of another model.
@@ -54,8 +56,8 @@ def build_bundle(
     path = weights_of(model)
     network, facts = read_weights(path)
     if isinstance(network, CGCNN):
-        if priors or data:
-            raise InputError(f"{path.name} is a CGCNN, which takes neither priors nor data")
+        if priors or data or precisions:
+            raise InputError(f"{path.name} is a CGCNN, which takes no priors, no data and no other precision")
         settings = _settings(facts, path)
         name_, threshold = str(settings.get("property", "")), settings.get("threshold")
         if (network.config.task == "classification") != isinstance(threshold, int | float):
@@ -91,7 +93,7 @@ def build_bundle(
     values = None if data is None else _values(data, network, loaded)
     return build_con_cdvae(
         network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path), values=values,
-        progress=progress,
+        precisions=precisions, progress=progress,
     )  # fmt: skip
 
 

@@ -10,11 +10,19 @@ import typer
 from druse_export.cli._show import counting
 
 if TYPE_CHECKING:
-    from druse.bundle import Bundle
+    from druse.bundle import Bundle, Precision
 
 Name = Annotated[str | None, typer.Option(help="Of the model, for the manifest; the folder's name if not given.")]
 Licence = Annotated[str, typer.Option(help="SPDX identifier or text, for the manifest.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no bars.")]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        metavar="fp16|bf16",
+        help="Write decoder and priors in this precision too, for backends that take it from the graph.",
+    ),
+]
 Archive = Annotated[bool, typer.Option("--zip", help="Write a .zip beside the folder too.")]
 
 
@@ -36,6 +44,7 @@ def build(
     ] = None,
     name: Name = None,
     licence: Licence = "MIT",
+    precision: Precisions = None,
     archive: Archive = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -50,7 +59,7 @@ def build(
     with counting("exporting", wanted=not as_json) as progress:
         bundle = build_bundle(
             model, out, priors=priors, data=data, property_=property_, name=name or out.name, licence=licence,
-            progress=_bar(progress),
+            precisions=_precisions(precision), progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
 
@@ -68,6 +77,7 @@ def import_(
     threshold: Annotated[float | None, typer.Option(help="Above which a classifying CGCNN says True.")] = None,
     name: Name = None,
     licence: Licence = "MIT",
+    precision: Precisions = None,
     archive: Archive = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -81,9 +91,18 @@ def import_(
     with counting("exporting", wanted=not as_json) as progress:
         bundle = import_bundle(
             run, out, property_=property_, threshold=threshold, name=name or out.name, licence=licence,
-            progress=_bar(progress),
+            precisions=_precisions(precision), progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
+
+
+def _precisions(names: list[str] | None) -> list["Precision"]:
+    from druse.errors import InputError
+
+    wrong = set(names or []) - {"bf16", "fp16"}
+    if wrong:
+        raise InputError(f"`--precision` must be fp16 or bf16 (fp32 is always there), got {min(wrong)}")
+    return sorted(set(names or []))  # type: ignore[arg-type]
 
 
 def _assignments(texts: list[str]) -> dict[str, Path]:

@@ -4,8 +4,9 @@
 name                extra        how it runs
 ==================  ===========  =====================================================================================
 ``ort-cpu``         ``cpu``      ONNX Runtime, one thread for each call, as many calls side by side as threads are
-                                 given, and the native library for the prior. float32. The same bytes whatever the
-                                 threads and the rest of the batch.
+                                 given, and the native library for the score network and the prior. float32. The same
+                                 bytes whatever the threads and the rest of the batch. In float16 it runs a bundle's
+                                 float16 graphs with a cast at each product: to see what they give, not for speed.
 ``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
 ==================  ===========  =====================================================================================
 
@@ -41,7 +42,8 @@ class Backend(Protocol):
 
     Attributes:
         name: as in `BACKENDS`.
-        precision: of products.
+        precision: of products in the score network and the priors; the other networks are small, and in float32.
+        typed: whether the precision must be written in a graph, so that the bundle must hold one for it.
         workers: calls of runners that may run side by side, each from a thread of its own.
         fused: whether Druse's own kernels stand in for networks whose formulation they know.
         memory: bytes that are free for inputs, outputs and what stands between them, over all workers.
@@ -49,6 +51,7 @@ class Backend(Protocol):
 
     name: str
     precision: Precision
+    typed: bool
     workers: int
     fused: bool
 
@@ -57,12 +60,13 @@ class Backend(Protocol):
         """Bytes free now."""
         ...
 
-    def load(self, content: bytes, network: Network) -> Runner:
+    def load(self, content: bytes, network: Network, precision: Precision) -> Runner:
         """Make a network ready.
 
         Args:
             content: of its ONNX file.
             network: its signature.
+            precision: of its products; where the backend is ``typed``, that of the file.
 
         Raises:
             InputError: the file does not have this signature, or is no network.

@@ -22,20 +22,21 @@ class OrtOpenVINO:
         self._module = onnxruntime("openvino")
         self._devices = _devices(self._module)
         self.precision: Precision = precision
-        self.workers, self.fused, self._n_threads = 1, False, n_threads
+        self.typed, self.fused = False, False
+        self.workers, self._n_threads = 1, n_threads
 
     @property
     def memory(self) -> int:
         """Bytes free now."""
         return free_memory()
 
-    def load(self, content: bytes, network: Network) -> Runner:
+    def load(self, content: bytes, network: Network, precision: Precision) -> Runner:
         """Compile a network."""
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry(*ONLY_ONNX)
         config = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": str(self._n_threads),
             "NUM_STREAMS": "1",
         }

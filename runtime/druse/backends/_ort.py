@@ -89,20 +89,19 @@ class OrtCPU:
     name = "ort-cpu"
 
     def __init__(self, precision: Precision, n_threads: int) -> None:
-        if precision != "fp32":
-            raise DeviceError(
-                f"ort-cpu computes in fp32 (ONNX Runtime's CPU has no {precision} products), got {precision}"
-            )
+        if precision == "bf16":
+            raise DeviceError("ort-cpu computes in fp32 or fp16 (ONNX Runtime's CPU has no bf16 products), got bf16")
         self._module = onnxruntime("cpu")
         self.precision: Precision = precision
-        self.workers, self.fused = n_threads, True
+        self.typed, self.fused = precision != "fp32", precision == "fp32"
+        self.workers = n_threads
 
     @property
     def memory(self) -> int:
         """Bytes free now."""
         return free_memory()
 
-    def load(self, content: bytes, network: Network) -> Runner:
+    def load(self, content: bytes, network: Network, precision: Precision) -> Runner:  # noqa: ARG002  in the graph
         """Make a network ready; its runner may be called from several threads at once."""
         options = self._module.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
