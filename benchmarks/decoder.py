@@ -9,9 +9,7 @@ turns.
 
 import argparse
 import json
-import os
 import platform
-import sys
 import tempfile
 import time
 import warnings
@@ -19,35 +17,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "OMP_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
-}
-if __name__ == "__main__" and not ENVIRONMENT.keys() <= os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**ENVIRONMENT, **os.environ})  # read at start only
+from environment import begin_anew
 
-import numpy as np  # noqa: E402
-import rich.box  # noqa: E402
-import rich.console  # noqa: E402
-import rich.table  # noqa: E402
-import torch  # noqa: E402
-from measure import Clock, bf16_instructions, cpu_name, gemm_rate  # noqa: E402
-from plain.gemnet import triplet_graph  # noqa: E402
-from plain.step import edge_list  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from train import DATA, Contest, random_table, read_table  # noqa: E402
+if __name__ == "__main__":
+    begin_anew()
 
-from druse._score import Workspace, atom_forces, decoder_inputs, plan, spec_graph  # noqa: E402
-from druse.backends import Backend, open_backend  # noqa: E402
-from druse.bundle import Bundle, Provenance  # noqa: E402
-from druse.model import Model  # noqa: E402
-from druse_export.bundles.build import build_con_cdvae  # noqa: E402
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import torch
+from measure import Clock, bf16_instructions, cpu_name, gemm_rate
+from plain.gemnet import triplet_graph
+from plain.step import edge_list
+from torch.utils.flop_counter import FlopCounterMode
+from train import DATA, Contest, random_table, read_table
+
+from druse._gemnet import GemNetT
+from druse._onnx import float_tensors
+from druse._score import Workspace, atom_forces, decoder_inputs, plan, spec_graph
+from druse.backends import Backend, open_backend
+from druse.bundle import Bundle, Provenance
+from druse.model import Model
+from druse_export.bundles.build import build_con_cdvae
 
 N_CRYSTALS = 64
 SIDES = {
     "ort-cpu fp32": ("ort-cpu", "fp32"),
+    "ort-cpu fp32, all in ONNX Runtime": ("ort-cpu", "fp32"),
     "ort-openvino fp32": ("ort-openvino", "fp32"),
     "ort-openvino bf16": ("ort-openvino", "bf16"),
 }
@@ -95,37 +92,42 @@ class Evaluation:
         return lambda: model.score(self.crystals, None, self.level, latent=latent)[:2]
 
     def gflop(self) -> float:
-        """Of the network in our formulation."""
+        """Of the network in our formulation, sums over triplets in native code included."""
         model, geometry = self.contest.models["ours"].eval(), self.contest.geometry("ours")
         types = torch.from_numpy(self.crystals.species.astype(np.int64))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.score(torch.from_numpy(self.z), torch.from_numpy(self.level), types, geometry)
-        return counter.get_total_flops() / 1e9
+        config, degree = model.config.decoder, self.contest.graph.degree.astype(np.float64)
+        sums = 2 * config.n_spherical * config.triplet * (np.sum(degree**2) + config.cbf * np.sum(degree))
+        return float(counter.get_total_flops() + config.n_blocks * sums) / 1e9
 
     def parts(self, bundle: Bundle, backend: Backend, n: int = 5) -> dict[str, float]:
-        """Milliseconds of what one thread does for all bins, one after the other."""
+        """Milliseconds of what one thread does for all bins, one after the other; medians over ``n``."""
         model = Model(bundle, backend)
         latent, spec, work = model.project(self.z), model.manifest.graph, Workspace()
-        spent = dict.fromkeys(("graph", "bases and tables", "network", "forces"), 0.0)
+        native = GemNetT(float_tensors(bundle.read("decoder.onnx")), spec) if backend.fused else None
         run = model.runner("decoder")
+        rounds: list[dict[str, float]] = []
+
+        def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            rounds[-1][name] = rounds[-1].get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+            return result
+
         for _ in range(n + 1):
-            if _ == 1:
-                spent = dict.fromkeys(spent, 0.0)
+            rounds.append({})
             for piece in plan(self.crystals.n_atoms, model.manifest, backend.memory, backend.workers):
-                some = self.crystals.take(np.arange(piece.start, piece.stop))
-                rows = slice(piece.start, piece.stop)
-                times = [time.perf_counter()]
-                graph = spec_graph(some, spec)
-                times.append(time.perf_counter())
-                inputs = decoder_inputs(graph, some.species, latent[rows], self.level[rows], spec, work)
-                times.append(time.perf_counter())
-                force, _logits = run(inputs)
-                times.append(time.perf_counter())
-                atom_forces(graph, force)
-                times.append(time.perf_counter())
-                for name, ms in zip(spent, 1e3 * np.diff(times), strict=True):
-                    spent[name] += float(ms) / n
-        return spent
+                some, rows = self.crystals.take(np.arange(piece.start, piece.stop)), slice(piece.start, piece.stop)
+                given = some.species, latent[rows], self.level[rows].astype(np.int32)
+                graph = timed("graph", spec_graph, some, spec)
+                if native is not None:
+                    timed("network, bases and forces in native code", native.score, graph, *given)
+                    continue
+                inputs = timed("bases and tables", decoder_inputs, graph, *given, spec, work)
+                force, _ = timed("network", run, inputs)
+                timed("forces", atom_forces, graph, force)
+        return {name: float(np.median([spent[name] for spent in rounds[1:]])) for name in rounds[0]}
 
 
 def in_turns(sides: dict[str, Work], n_rounds: int) -> tuple[dict[str, list[float]], list[float]]:
@@ -175,6 +177,7 @@ def main() -> None:
         kind, precision = SIDES[name]
         try:
             backends[name] = open_backend(kind, precision=precision, n_threads=options.threads)
+            backends[name].fused &= "all in" not in name
         except Exception as error:
             print(f"left out: {name}: {error}")
             continue

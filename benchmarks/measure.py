@@ -162,6 +162,8 @@ def _group(event: Any) -> str:
         if ancestor.name.startswith("Optimizer.step"):
             return "optimiser"
         ancestor = ancestor.cpu_parent
+    if event.name.startswith(("_PathSum", "_TripletSum")):
+        return "sums over paths, native"
     if not event.name.startswith("aten::"):
         return _REST
     name = event.name.removeprefix("aten::")

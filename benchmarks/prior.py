@@ -6,37 +6,31 @@ take turns on a part of the latents, and the first one then does them all.
 """
 
 import argparse
-import os
 import platform
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "OMP_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
-}
-if __name__ == "__main__" and not ENVIRONMENT.keys() <= os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**ENVIRONMENT, **os.environ})  # read at start only
+from environment import begin_anew
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from measure import Clock, cpu_name, gemm_rate  # noqa: E402
+if __name__ == "__main__":
+    begin_anew()
 
-from druse.backends import open_backend  # noqa: E402
-from druse.bundle import Bundle, Provenance  # noqa: E402
-from druse.conditions import ScalarProperty  # noqa: E402
-from druse.model import Model  # noqa: E402
-from druse.noise import Purpose, normal  # noqa: E402
-from druse.schedules import ddpm_schedule  # noqa: E402
-from druse_export.bundles.build import build_con_cdvae  # noqa: E402
-from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig  # noqa: E402
-from druse_export.models.prior import Prior, PriorConfig  # noqa: E402
+import numpy as np
+import torch
+from measure import Clock, cpu_name, gemm_rate
+
+from druse.backends import open_backend
+from druse.bundle import Bundle, Provenance
+from druse.conditions import ScalarProperty
+from druse.model import Model
+from druse.noise import Purpose, normal
+from druse.schedules import ddpm_schedule
+from druse_export.bundles.build import build_con_cdvae
+from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
+from druse_export.models.prior import Prior, PriorConfig
 
 ENERGY = ScalarProperty("formation_energy_per_atom", -4.5, 1.5, 0.1, "eV/atom")
 TARGET = -2.0

@@ -13,7 +13,6 @@ import dataclasses
 import gzip
 import itertools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -22,37 +21,32 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-ENVIRONMENT = {
-    # Memory stays with the process; with the defaults, page faults take a quarter of either side's time.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "OMP_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
-}
-if __name__ == "__main__" and not ENVIRONMENT.keys() <= os.environ.keys():
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**ENVIRONMENT, **os.environ})  # read at start only
+from environment import begin_anew
 
-import numpy as np  # noqa: E402
-import rich.box  # noqa: E402
-import rich.console  # noqa: E402
-import rich.table  # noqa: E402
-import torch  # noqa: E402
-from measure import Times, Work, bf16_instructions, breakdown, cpu_name, gemm_rate, in_turns, peak_memory, settle  # noqa: E402
-from plain.dimenet import path_graph  # noqa: E402
-from plain.gemnet import triplet_graph  # noqa: E402
-from plain.step import edge_list, plain_losses, plain_model  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+if __name__ == "__main__":
+    begin_anew()
 
-from druse import Crystals  # noqa: E402
-from druse.conditions import ScalarProperty  # noqa: E402
-from druse_export.data import CrystalTable, load_table  # noqa: E402
-from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig  # noqa: E402
-from druse_export.models.geometry import encoder_geometry, encoder_graph, score_geometry, score_graph  # noqa: E402
-from druse_export.training.average import Average  # noqa: E402
-from druse_export.training.batches import CrystalBatches  # noqa: E402
-from druse_export.training.settings import LossWeights  # noqa: E402
-from druse_export.training.vae import Draws, fit_scales, joint_loss  # noqa: E402
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import torch
+from measure import Times, Work, bf16_instructions, breakdown, cpu_name, gemm_rate, in_turns, peak_memory, settle
+from plain.dimenet import path_graph
+from plain.gemnet import triplet_graph
+from plain.step import edge_list, plain_losses, plain_model
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from druse import Crystals
+from druse.conditions import ScalarProperty
+from druse_export.data import CrystalTable, load_table
+from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
+from druse_export.models.geometry import encoder_geometry, encoder_graph, score_geometry, score_graph
+from druse_export.training.average import Average
+from druse_export.training.batches import CrystalBatches
+from druse_export.training.settings import LossWeights
+from druse_export.training.vae import Draws, fit_scales, joint_loss
 
 N_CRYSTALS, CLIP = 32, 0.5
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "mp20" / "train.csv.gz"
