@@ -122,6 +122,44 @@ def test_killed_from_outside_it_goes_on_by_its_folder_alone(place: Path) -> None
     }
 
 
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [child for parent in children for child in descendants(parent)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_asked_to_end_it_ends(place: Path, n_devices: int) -> None:
+    """As a batch system asks, and the command alone: its processes end with it, and the run goes on another day."""
+    folder = f"ended_{n_devices}"
+    arguments = ["--data=train.csv", "--validation=val.csv", "--condition=energy", *SIZES, "--epochs=10000", *SLIM]
+    command = [sys.executable, "-m", "druse", "train", "vae", f"--out={folder}", *arguments]
+    process = subprocess.Popen(
+        [*command, f"--devices={n_devices}", "--set=machine.threads=1"], cwd=place, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": str(place / "cache")},
+    )  # fmt: skip
+    deadline = time.monotonic() + 180
+    while not (place / folder / "last.ckpt").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    helpers = descendants(process.pid)
+    assert len(helpers) >= n_devices - 1
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == -signal.SIGTERM
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, helpers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, helpers))
+    again = druse("train", "weights", folder, cwd=place)
+    assert again.returncode == 0, again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,9 @@
 import contextlib
 import csv
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +118,36 @@ class Metrics(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class Termination(Callback):
+    """Ends the run where it is when it is asked to (SIGTERM), and the processes that it has started with it.
+
+    Lightning's own handler waits for the end of a step, and with several processes exchanges a tensor from within the
+    handler, which waits for ever. What has been computed since the last checkpoint is computed again when the run goes
+    on, so nothing is lost by ending at once. Whatever handled the signal before the run handles it now, after the rest.
+    """
+
+    def __init__(self) -> None:
+        self.before: Any = None
+
+    def on_fit_start(self, _trainer: lightning.Trainer, _module: lightning.LightningModule) -> None:
+        """Takes note of what was there before Lightning."""
+        self.before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+
+    def on_train_start(self, trainer: lightning.Trainer, _module: lightning.LightningModule) -> None:
+        """Takes Lightning's place, which gives the signal back after the run."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def end(number: int, _frame: Any) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, self.before)
+            os.kill(os.getpid(), number)
+
+        signal.signal(signal.SIGTERM, end)
+
+
 class Bar(RichProgressBar):
     """A bar for each epoch, on standard error, with the losses that matter."""
 
@@ -161,6 +194,7 @@ def fit(
         torch.manual_seed(settings.seed)
         module = build()
     own: list[Callback] = [
+        Termination(),
         Metrics(folder / "metrics.csv"),
         ModelCheckpoint(
             folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best", save_on_train_epoch_end=True
