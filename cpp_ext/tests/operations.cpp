@@ -201,6 +201,81 @@ void sums_over_paths_stay_in_bounds() {
         CHECK(std::memcmp(result.data(), results[0].data(), result.size() * sizeof(float)) == 0);
 }
 
+// Weights of small widths, every array exactly as large as the header says, and bins that fill no tile.
+void the_score_network_stays_in_bounds() {
+    const int32_t atom = 32, edge = 64, triplet = 32, bilinear = 96, rbf = 5, cbf = 3, radial = 9, spherical = 2;
+    const int32_t blocks = 2, species = 7, levels = 4, kept = 3 * rbf + cbf * spherical;
+    std::vector<std::vector<float>> arrays;
+    std::vector<float> sharpness;
+    const auto packed = [&](int32_t n_in, int32_t n_out, float activated) {
+        const std::vector<float> matrix(static_cast<size_t>(n_in * n_out), 0.01f);
+        arrays.emplace_back(static_cast<size_t>(n_in * ((n_out + DRUSE_PANEL - 1) / DRUSE_PANEL) * DRUSE_PANEL));
+        CHECK(druse_pack(n_in, n_out, matrix.data(), arrays.back().data()) == DRUSE_OK);
+        sharpness.push_back(activated);
+    };
+    const auto plain = [&](int32_t size) {
+        arrays.emplace_back(static_cast<size_t>(size), 0.02f);
+        sharpness.push_back(0.0f);
+    };
+    const auto head = [&] {
+        for (int k = 0; k < 3; ++k) packed(edge, edge, 1.0f);
+        packed(edge, rbf, 0.0f);
+    };
+    packed(radial, kept + edge, 0.0f), plain(species * atom), plain(levels * atom), packed(atom, 2 * edge, 0.0f), head();
+    for (int b = 0; b < blocks; ++b) {
+        packed(edge, edge, 1.0f), packed(rbf, edge, 0.0f), packed(edge, triplet, 1.0f);
+        packed(cbf * triplet, bilinear, 0.0f), packed(edge, edge, 1.0f);
+        packed(bilinear, edge, 1.4f), packed(bilinear, edge, 1.4f);
+        for (int k = 0; k < 4; ++k) packed(edge, edge, 1.0f);  // before and after the skip
+        packed(rbf, edge, 0.0f), packed(edge, atom, 1.0f), packed(atom, atom, 1.0f), packed(atom, atom, 1.0f);
+        packed(atom, 2 * edge, 0.0f), packed(edge, edge, 1.0f), packed(edge, edge, 1.0f), packed(edge, edge, 1.0f);
+        head();
+    }
+    packed(atom, species, 0.0f), plain(species);
+    std::vector<const float *> weights;
+    for (const auto &array : arrays) weights.push_back(array.data());
+    const std::vector<float> factors(static_cast<size_t>(3 * blocks), 0.5f);
+    druse_gemnet net = {atom, edge,   triplet, bilinear, rbf,    cbf, radial, spherical, blocks,          1,
+                        1,    1,      1,       species,  levels, 0,   6.0,    weights.data(), sharpness.data(), factors.data()};
+
+    for (const int n_crystals : {1, 6}) {
+        const Batch batch = random_batch(24, n_crystals, 9);
+        const Edges e = build_exactly(batch, {6.0, 1e-3, 12, DRUSE_MODE_EXACT, DRUSE_SYMMETRISE_UNION, 0});
+        const int64_t n = batch.atoms(), mirror = e.count(), capacity = 40;
+        std::vector<int32_t> in_edge(static_cast<size_t>(n * capacity)), degree(static_cast<size_t>(n));
+        std::vector<uint32_t> status(static_cast<size_t>(batch.crystals()));
+        const druse_exec exec = on_cpu();
+        CHECK(druse_incidence(&exec, batch.crystals(), batch.offsets.data(), e.edge_offsets.data(), e.src.data(),
+                              e.dst.data(), mirror, capacity, -1, in_edge.data(), nullptr, degree.data(),
+                              status.data()) == DRUSE_OK);
+        std::vector<int32_t> crystal, types(static_cast<size_t>(n), species), level(static_cast<size_t>(n_crystals), 3);
+        for (int32_t b = 0; b < n_crystals; ++b)
+            crystal.insert(crystal.end(), static_cast<size_t>(batch.offsets[b + 1] - batch.offsets[b]), b);
+        const std::vector<float> latent(static_cast<size_t>(n_crystals * atom), 0.1f);
+        druse_gemnet_batch bin = {n_crystals,      n,           mirror,          capacity,       mirror,
+                                  e.src.data(),    e.dst.data(), e.distance.data(), e.unit.data(), in_edge.data(),
+                                  degree.data(),   crystal.data(), types.data(),  latent.data(), level.data()};
+        std::vector<std::vector<float>> results;
+        for (const int isa : available_isas()) {
+            const druse_exec other = on_cpu(1, isa);
+            std::vector<float> score(static_cast<size_t>(3 * n)), logits(static_cast<size_t>(n * species));
+            CHECK(druse_gemnet_score(&other, &net, &bin, score.data(), logits.data()) == DRUSE_OK);
+            score.insert(score.end(), logits.begin(), logits.end());
+            for (const float value : score) CHECK(std::isfinite(value));
+            results.push_back(score);
+        }
+        for (const auto &result : results)
+            CHECK(std::memcmp(result.data(), results[0].data(), result.size() * sizeof(float)) == 0);
+        std::vector<float> score(static_cast<size_t>(3 * n)), logits(static_cast<size_t>(n * species));
+        types[0] = species + 1;
+        CHECK(druse_gemnet_score(&exec, &net, &bin, score.data(), logits.data()) == DRUSE_ERROR_ARGUMENT);
+        types[0] = 1, net.edge = 48;
+        CHECK(druse_gemnet_score(&exec, &net, &bin, score.data(), logits.data()) == DRUSE_ERROR_ARGUMENT);
+        net.edge = edge, bin.mirror = mirror - 1;
+        CHECK(druse_gemnet_score(&exec, &net, &bin, score.data(), logits.data()) == DRUSE_ERROR_ARGUMENT);
+    }
+}
+
 }  // namespace
 
 void test_operations() {
@@ -210,4 +285,5 @@ void test_operations() {
     geometry_is_the_same_everywhere();
     the_prior_stays_in_bounds();
     sums_over_paths_stay_in_bounds();
+    the_score_network_stays_in_bounds();
 }
