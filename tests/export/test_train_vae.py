@@ -69,6 +69,16 @@ def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path, die_at:
         assert metrics(tmp_path / "killed", name) == metrics(tmp_path / "whole", name)
 
 
+def test_the_last_state_is_kept_when_validation_gets_no_better(tmp_path: Path) -> None:
+    train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=4, steps_per_epoch=1, learning_rate=1.0, ema=0.0))
+    losses, steps = metrics(tmp_path, "val_loss"), metrics(tmp_path, "step")
+    best = losses.index(min(losses))
+    assert best < 3
+    states = [torch.load(tmp_path / f"{name}.ckpt", weights_only=False) for name in ("best", "last")]
+    assert [state["global_step"] for state in states] == [steps[best], steps[3]]
+    assert len({path.name for path in tmp_path.glob("*.ckpt")}) == 2
+
+
 def test_a_run_of_other_settings_and_a_loss_that_explodes(tmp_path: Path) -> None:
     train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=1))
     with pytest.raises(InputError, match="holds a run with other settings"):

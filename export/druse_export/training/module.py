@@ -193,12 +193,12 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         module = build()
+    each_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     own: list[Callback] = [
         Termination(),
         Metrics(folder / "metrics.csv"),
-        ModelCheckpoint(
-            folder, save_last=True, save_top_k=1, monitor="val_loss", filename="best", save_on_train_epoch_end=True
-        ),
+        ModelCheckpoint(folder, filename="best", monitor="val_loss", **each_epoch),
+        ModelCheckpoint(folder, filename="last", **each_epoch),  # `save_last` would write only when "best" is written
     ]
     if progress:
         own.append(Bar())
