@@ -69,6 +69,8 @@ def as_array(name: str, value: Any, dtype: Any, *dimensions: int | str, hint: st
         raise InputError(
             f"`{name}` must be an array of shape {_shape(dimensions)}, got {type(value).__name__}"
         ) from error
+    if isinstance(value, np.ndarray) and np.any(getattr(value, "mask", False)):
+        raise InputError(f"`{name}` has masked values, which count for nothing here; fill them or leave them out")
     allowed = "iu" if wanted.kind in "iu" else "iuf"
     if array.dtype.kind not in allowed and array.size > 0:
         kind = "integers" if wanted.kind in "iu" else "real numbers"

@@ -259,6 +259,12 @@ def test_more_draws_than_a_crystal_can_have() -> None:
         noise.normal(1, 6, 0, [0], width=4, offsets=[0, 2**24 + 1], out=None)
 
 
+def test_masked_values() -> None:
+    masked = np.ma.masked_array(np.zeros((2, 3)), mask=[[0, 0, 0], [0, 1, 0]])
+    with pytest.raises(InputError, match="`cells` has masked values"):
+        lattice.parameters_from_cells(np.ma.stack([masked[:1].repeat(3, 0), masked[1:].repeat(3, 0)]))
+
+
 def test_noise_without_crystal_ids() -> None:
     with pytest.raises(InputError, match="`crystal_ids` must name each crystal"):
         sampling.langevin_update(FRAC, CELLS, OFFSETS, SPECIES, ZEROS, drift=1.0, diffusion=1.0, seed=1)

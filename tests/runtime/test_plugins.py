@@ -124,3 +124,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     result = druse("data", "split", str(tmp_path / "table.csv"), "--out", str(tmp_path / "parts"))
     assert result.returncode == 1
     assert result.stderr == f"error: {tmp_path / 'parts'}: file exists\n"
+
+
+def test_a_name_that_a_terminal_would_obey_is_shown_harmless(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "druse", "bundle", "show", str(tmp_path / "red\x1b[31m.zip")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "red?[31m.zip does not exist" in done.stderr
+    assert "\x1b[31m" not in done.stderr.replace("error:", "")

@@ -43,8 +43,8 @@ def root(
 
 def _sentence(error: Exception) -> str | None:
     """What a person is told of an exception; None for one that nobody foresaw, whose traceback helps more."""
-    if isinstance(error, DruseError):
-        return str(error)
+    if isinstance(error, DruseError):  # names of files in it may hold what a terminal would obey
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("druse"):
         return str(MissingDependencyError(f"this command needs {error.name}; pip install 'druse[export]'"))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
