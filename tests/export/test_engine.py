@@ -219,8 +219,8 @@ def test_a_network_of_other_inputs_is_refused_before_it_runs(folder: Path) -> No
             Model(Bundle("small", text.replace(old, new), files), open_backend("ort-cpu"))
 
 
-@pytest.mark.parametrize("way", ["native", "onnx"])
-def test_memory_that_runs_out_halves_the_bins(folder: Path, way: str) -> None:
+@pytest.mark.parametrize(("way", "megabytes"), [("native", 60), ("onnx", 150)])
+def test_memory_that_runs_out_halves_the_bins(folder: Path, way: str, megabytes: int) -> None:
     """In a process whose memory is limited: one bin of all does not fit, and the bytes are those of small bins."""
     script = """
 import logging, resource, sys
@@ -238,12 +238,14 @@ expected = model.score(crystals, z, 5)
 _score.BIN = 10**9
 logging.basicConfig(level=logging.INFO)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]) * 1_000_000, -1))
 got = model.score(crystals, z, 5)
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 print(all(a.tobytes() == b.tobytes() for a, b in zip(got, expected)))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(folder), way], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), way, str(megabytes)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "True"
     assert "400 at once need more memory than there is" in done.stderr

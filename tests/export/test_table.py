@@ -123,6 +123,7 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("id,cif\n" + "".join(f'{k},"{salt}"\n' for k in range(640)))
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom druse_export.data import load_table\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which whoever runs tests may have ignored
         "try:\n"  # with no guard for the name of the module: a script may call this as it likes
         "    load_table(Path('table.csv'), n_jobs=2, progress=lambda *_: os.killpg(0, signal.SIGINT))\n"
         "except KeyboardInterrupt:\n"
