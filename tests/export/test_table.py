@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,7 +124,6 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("id,cif\n" + "".join(f'{k},"{salt}"\n' for k in range(640)))
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom druse_export.data import load_table\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which whoever runs tests may have ignored
         "try:\n"  # with no guard for the name of the module: a script may call this as it likes
         "    load_table(Path('table.csv'), n_jobs=2, progress=lambda *_: os.killpg(0, signal.SIGINT))\n"
         "except KeyboardInterrupt:\n"
@@ -131,8 +131,9 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     )
     (tmp_path / "script.py").write_text(script)
     child = subprocess.run(
-        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, start_new_session=True, timeout=120
-    )
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, start_new_session=True, timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
+    )  # fmt: skip
     assert (child.stdout, child.stderr, child.returncode) == ("stopped\n", "", 0)
 
 
