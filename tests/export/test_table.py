@@ -131,8 +131,9 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     )
     (tmp_path / "script.py").write_text(script)
     child = subprocess.run(
-        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, start_new_session=True, timeout=120,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
+        [sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, start_new_session=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is inherited as ignored
     )  # fmt: skip
     assert (child.stdout, child.stderr, child.returncode) == ("stopped\n", "", 0)
 
