@@ -122,6 +122,16 @@ def test_killed_from_outside_it_goes_on_by_its_folder_alone(place: Path) -> None
     }
 
 
+def test_weights_name_what_they_began_from_without_its_place(vae_run: Path) -> None:
+    done = druse("train", "vae", "--out=again", "--start=vae/model.safetensors", "--data=train.csv",
+                 "--validation=val.csv", "--condition=energy", "--condition=parity=2", *QUICK, *SIZES,
+                 cwd=vae_run.parent)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, facts = read_vae_weights(vae_run.parent / "again" / "model.safetensors")
+    assert 'start = "model.safetensors"' in facts["job"]
+    assert str(vae_run.parent) not in facts["job"]
+
+
 def descendants(pid: int) -> list[int]:
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [child for parent in children for child in descendants(parent)]

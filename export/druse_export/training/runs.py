@@ -147,7 +147,10 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     facts = {"epoch": str(epoch), "step": str(content["global_step"])}
     facts |= {k: f"{v:.6g}" for k, v in (rows[-1] if rows else {}).items() if k.startswith("val_")}
     names = {name: Path(getattr(stored.data, name)).name for name in ("train", "validation", "weights")}
-    nameless = msgspec.structs.replace(stored, data=msgspec.structs.replace(stored.data, **names))
+    if isinstance(settings, VAESettings) and settings.start:
+        settings = msgspec.structs.replace(settings, start=Path(settings.start).name)
+    data = msgspec.structs.replace(stored.data, **names)
+    nameless = msgspec.structs.replace(stored, data=data, settings=settings)
     out = out or folder / WEIGHTS
     save_weights(model, out, facts={**facts, "job": as_toml(nameless)})  # weights travel; paths stay at home
     return out
