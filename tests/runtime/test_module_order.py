@@ -13,9 +13,10 @@ import pytest
 from druse import graphs
 
 NAMES = """
-errors _arrays _native lattice crystals elements conditions _manifest _onnx bundle _graph graphs __init__ basis backends
-schedules noise sampling _prior _gemnet _score model generate runs io properties verify evaluate screening relax report
-campaign _probes doctor cli __main__
+errors _dependencies _files _arrays _native lattice crystals elements conditions _rows tables bravais control _manifest
+_onnx bundle strategies _graph graphs basis backends schedules noise sampling samplers _prior _gemnet _score model
+_trajectory generate io runs __init__ properties verify _fingerprints evaluate screening relax report campaign _probes
+doctor cli __main__
 """
 ORDER = NAMES.split()
 """A private module stands just before the public one that it belongs to, the package after what it names."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
+from druse._dependencies import require
 from druse.backends import open_backend
 from druse.bundle import (
     MANIFEST,
@@ -31,7 +32,6 @@ from druse.bundle import (
 from druse.conditions import ScalarProperty
 from druse.errors import DruseError, InputError
 from druse.verify import verify
-from druse_export._dependencies import require
 from druse_export.bundles.networks import (
     Exported,
     ExportedCGCNN,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from druse._dependencies import require
 from druse.bundle import Tensor as Spec
-from druse_export._dependencies import require
 from druse_export.bundles.networks import Exported
 
 OPSET = 20

@@ -49,7 +49,7 @@ def build(
     as_json: AsJSON = False,
 ) -> None:
     """Export trained weights to a bundle, and check it against PyTorch."""
-    from druse_export._dependencies import require
+    from druse._dependencies import require
 
     require("torch", "onnxscript", purpose="export to ONNX")
     require("onnxruntime", purpose="checking a bundle", extra="cpu")
@@ -82,7 +82,7 @@ def import_(
     as_json: AsJSON = False,
 ) -> None:
     """Turn a checkpoint of the authors' code into a bundle. Nothing in it is executed."""
-    from druse_export._dependencies import require
+    from druse._dependencies import require
 
     require("torch", "onnxscript", purpose="export to ONNX")
     require("onnxruntime", purpose="checking a bundle", extra="cpu")

@@ -57,8 +57,8 @@ def _overrides(**flags: Any) -> list[str]:
 def _train(
     kind: str, out: Path, config: Path | None, changes: list[str], *, show: bool, cache: Path | None, as_json: bool
 ) -> None:
+    from druse._dependencies import require
     from druse.errors import InputError
-    from druse_export._dependencies import require
     from druse_export.training.toml import override, read_toml
 
     stored = out / "job.toml"
@@ -206,7 +206,7 @@ def prior(
     as_json: AsJSON = False,
 ) -> None:
     """Step two: latents of the crystals, given properties (eq. 14)."""
-    from druse_export._dependencies import require
+    from druse._dependencies import require
 
     require("torch", "lightning", purpose="training")
     from druse_export.training.runs import conditions_of, weights_of
@@ -254,7 +254,7 @@ def weights(
     as_json: AsJSON = False,
 ) -> None:
     """Write a run's averaged weights to a small file (half precision, no optimiser)."""
-    from druse_export._dependencies import require
+    from druse._dependencies import require
 
     require("torch", purpose="reading checkpoints")
     from druse_export.training.runs import keep_weights
@@ -272,7 +272,7 @@ def latents(
     as_json: AsJSON = False,
 ) -> None:
     """Write the latents of a data set, with its properties (for figure 5: scripts/latents_tsne.py)."""
-    from druse_export._dependencies import require
+    from druse._dependencies import require
 
     require("torch", "pyarrow", "pymatgen", purpose="encoding crystals")
     from druse_export.data.table import default_cache, load_table

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from druse._dependencies import require
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.lattice import volumes
-from druse_export._dependencies import require
 from druse_export.data.table import CrystalTable, Rejected
 
 UNITS = {

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from druse._files import move_into_place, whole_file
 from druse.errors import DownloadError, InputError
-from druse_export._files import move_into_place, whole_file
 from druse_export.data.download import Part, Patience, Report, claim, download
 
 SOURCE = "https://raw.githubusercontent.com/txie-93/cdvae/main/data"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from druse._dependencies import require
+from druse._files import whole_file
 from druse.errors import InputError
-from druse_export._dependencies import require
-from druse_export._files import whole_file
 from druse_export.data.describe import UNITS, crystal_systems, element_counts, elements_per_crystal, symbols
 from druse_export.data.table import CrystalTable
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from druse._dependencies import require
+from druse._files import whole_file
 from druse.errors import DownloadError, InputError
-from druse_export._dependencies import require
-from druse_export._files import whole_file
 
 COLUMNS = (
     "material_id", "formation_energy_per_atom", "band_gap", "pretty_formula", "e_above_hull", "spacegroup.number",

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from druse._dependencies import require
 from druse.errors import InputError
-from druse_export._dependencies import require
 
 _ID_COLUMNS = ("material_id", "entry_id", "id", "name")
 _CIF_COLUMNS = ("cif", "cif_str", "structure_cif", "unit_cell", "structure")

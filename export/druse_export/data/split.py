@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from druse._files import whole_file
 from druse.errors import InputError
-from druse_export._files import whole_file
 from druse_export.data.rows import read_records
 
 SHARES = (0.8, 0.1, 0.1)

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from loky import ProcessPoolExecutor
 
+from druse._dependencies import require
+from druse._files import whole_file
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
 from druse.errors import DruseError, InputError
 from druse.lattice import cells_from_parameters, parameters_from_cells, volumes, wrap
-from druse_export._dependencies import require
-from druse_export._files import whole_file
 from druse_export.data.rows import Row, read_rows
 from druse_export.data.split import SHARES, split_indices
 

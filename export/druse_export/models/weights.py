@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from druse._files import whole_file
 from druse.errors import InputError
-from druse_export._files import whole_file
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig
 from druse_export.models.prior import Prior, PriorConfig

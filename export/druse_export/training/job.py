@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import tomli_w
 
+from druse._files import whole_file
 from druse.errors import InputError
-from druse_export._files import whole_file
 from druse_export.data import CrystalTable
 from druse_export.training.properties import FULL, resolve
 from druse_export.training.settings import CGCNNSettings, Machine, PriorSettings, Settings, VAESettings

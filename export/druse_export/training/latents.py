@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from druse_export._files import whole_file
+from druse._files import whole_file
 from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.training.batches import usable

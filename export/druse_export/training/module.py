@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from druse._files import whole_file
 from druse.errors import InputError
-from druse_export._files import whole_file
 from druse_export.training.average import Average
 from druse_export.training.settings import Machine, Settings
 
