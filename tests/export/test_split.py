@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from druse import InputError
-from druse_export.data.split import NAMES, split_file, split_indices
+from druse import Crystals, InputError
+from druse.tables import CrystalTable
+from druse_export.data.split import NAMES, split_file, split_indices, split_table
 
 HEADER = ["", "material_id", "note", "cif"]
 ROWS = [[str(k), f"m-{k}", 'a "b", c' if k % 2 else "", f"data_{k}\n_cell\n"] for k in range(57)]
@@ -53,6 +54,16 @@ def test_shares() -> None:
     parts = split_indices(100, 0, (0.5, 0.25, 0.25))
     assert [len(part) for part in parts] == [50, 25, 25]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(100))
+
+
+def test_parts_of_a_table() -> None:
+    one = Crystals(np.zeros((1, 3)), np.eye(3)[None] * 3, np.array([0, 1]), np.array([29], np.int32))
+    table = CrystalTable(Crystals.concatenate([one] * 100), tuple(map(str, range(100))), {"place": np.arange(100.0)})
+    parts = split_table(table, 3)
+    assert [len(part) for part in parts] == [80, 10, 10]
+    for part, indices in zip(parts, split_indices(100, 3), strict=True):
+        np.testing.assert_array_equal(part.properties["place"], indices)
+        assert part.ids == tuple(map(str, indices))
 
 
 def test_nothing_is_replaced_unasked(table: Path, tmp_path: Path) -> None:

@@ -98,23 +98,23 @@ def test_help_needs_and_brings_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "missing", "message"),
+    ("arguments", "missing", "message", "extra"),
     [
-        (["data", "describe", "table.csv", "--no-cache"], "pymatgen", "reading structures needs pymatgen"),
-        (["data", "describe", "table.csv"], "platformdirs", "finding the cache folder needs platformdirs"),
-        (["data", "describe", "table.csv", "--out", "a.png"], "matplotlib", "drawing needs matplotlib"),
-        (["data", "split", "table.parquet", "--out", "parts"], "pyarrow", "reading Parquet needs pyarrow"),
+        (["data", "describe", "table.csv", "--no-cache"], "pymatgen", "reading structures needs pymatgen", "evaluate"),
+        (["data", "describe", "table.csv"], "platformdirs", "finding the cache folder needs platformdirs", "evaluate"),
+        (["data", "describe", "table.csv", "--out", "a.png"], "matplotlib", "drawing needs matplotlib", "export"),
+        (["data", "split", "table.parquet", "--out", "parts"], "pyarrow", "reading Parquet needs pyarrow", "evaluate"),
     ],
 )
 def test_without_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], missing: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], missing: str, message: str, extra: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("table.csv").write_text("material_id,cif\na,x\n")
     Path("table.parquet").write_bytes(b"PAR1")
     result = druse(*arguments, without=(missing, "torch"))
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"error: {message}; pip install 'druse[export]'\n"
+    assert result.stderr == f"error: {message}; pip install 'druse[{extra}]'\n"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

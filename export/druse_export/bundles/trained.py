@@ -13,8 +13,8 @@ from druse.bundle import Bundle, Precision, Provenance
 from druse.conditions import CompositionProperty, ScalarProperty
 from druse.elements import formula_of
 from druse.errors import InputError
+from druse.tables import default_cache, load_table
 from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
-from druse_export.data.table import default_cache, load_table
 from druse_export.models.cgcnn import CGCNN
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior

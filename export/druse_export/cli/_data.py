@@ -69,9 +69,9 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
 ) -> None:
     """Say what a data set holds: rows, properties, symmetry, elements; --out draws it (the paper's figure A1)."""
+    from druse.tables import default_cache, load_table
     from druse_export.data.describe import describe as describe_table
     from druse_export.data.figure import draw_distributions, figure_format, save_figure
-    from druse_export.data.table import default_cache, load_table
 
     if out is not None:
         figure_format(out)

@@ -69,7 +69,7 @@ def _train(
     if missing:
         raise InputError(f"{missing[0]} does not exist; give a file or folder that does")
     require("torch", "lightning", "pymatgen", purpose="training")
-    from druse_export.data.table import default_cache
+    from druse.tables import default_cache
     from druse_export.training.job import KINDS, Data, job, with_properties
     from druse_export.training.runs import best, load_tables, run
 
@@ -275,7 +275,7 @@ def latents(
     from druse._dependencies import require
 
     require("torch", "pyarrow", "pymatgen", purpose="encoding crystals")
-    from druse_export.data.table import default_cache, load_table
+    from druse.tables import default_cache, load_table
     from druse_export.models.weights import read_vae_weights
     from druse_export.training.latents import write_latents
     from druse_export.training.runs import weights_of

@@ -8,7 +8,7 @@ import numpy as np
 from druse._dependencies import require
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.lattice import volumes
-from druse_export.data.table import CrystalTable, Rejected
+from druse.tables import CrystalTable, Rejected
 
 UNITS = {
     "formation_energy_per_atom": "eV/atom",

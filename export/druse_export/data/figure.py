@@ -9,8 +9,8 @@ import numpy as np
 from druse._dependencies import require
 from druse._files import whole_file
 from druse.errors import InputError
+from druse.tables import CrystalTable
 from druse_export.data.describe import UNITS, crystal_systems, element_counts, elements_per_crystal, symbols
-from druse_export.data.table import CrystalTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

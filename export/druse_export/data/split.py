@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from druse._files import whole_file
+from druse._rows import read_records
 from druse.errors import InputError
-from druse_export.data.rows import read_records
+from druse.tables import CrystalTable
 
 SHARES = (0.8, 0.1, 0.1)
 """Of training, validation and test (section 3 of the paper: 8 : 1 : 1)."""
@@ -26,11 +27,16 @@ def split_indices(n: int, seed: int, shares: Sequence[float] = SHARES) -> list[n
     return [np.sort(order[a:b]) for a, b in itertools.pairwise(ends)]
 
 
+def split_table(table: CrystalTable, seed: int, shares: Sequence[float] = SHARES) -> tuple[CrystalTable, ...]:
+    """Random parts of the given shares (section 3: 8 : 1 : 1); the same for the same seed."""
+    return tuple(table.select(indices) for indices in split_indices(len(table), seed, shares))
+
+
 def split_file(path: Path, folder: Path, *, seed: int = 0, force: bool = False) -> dict[str, int]:
     """Write the rows of a data set, as they are, to ``train.csv``, ``val.csv`` and ``test.csv``.
 
     Structures are not looked at: a row that cannot be understood falls where it falls, and is reported when its part is
-    loaded. Where all can be, the parts are those of `CrystalTable.split`. Files appear whole or not at all.
+    loaded. Where all can be, the parts are those of `split_table`. Files appear whole or not at all.
 
     Args:
         path: a CSV or Parquet file, or a folder of CIF.

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from druse.errors import InputError
-from druse_export.data import CrystalTable, load_table
+from druse_export.data import CrystalTable, load_table, split_table
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
@@ -41,7 +41,7 @@ def load_tables(data: Data, *, cache: Path | None = None, progress: Callable[[in
     train = read(data.train)
     if data.validation:
         return train, read(data.validation)
-    parts = train.split(data.split_seed)
+    parts = split_table(train, data.split_seed)
     return parts[0], parts[1]
 
 

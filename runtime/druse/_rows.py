@@ -92,7 +92,7 @@ def _csv_lines(path: Path) -> Iterator[list[str]]:
 
 
 def _parquet_records(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
-    require("pyarrow.parquet", purpose="reading Parquet")
+    require("pyarrow.parquet", purpose="reading Parquet", extra="evaluate")
     import pyarrow as pa
     from pyarrow import parquet
 

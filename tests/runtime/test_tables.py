@@ -16,8 +16,7 @@ from pymatgen.core import Lattice, Structure
 
 from druse import InputError
 from druse.lattice import parameters_from_cells, volumes
-from druse_export.data import load_table
-from druse_export.data.table import ALIASES
+from druse.tables import ALIASES, load_table
 
 # textbook structures; the second in a needlessly long cell
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -123,7 +122,7 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(tmp_path: Path) -> None:
     salt = NACL.to(fmt="cif")
     (tmp_path / "table.csv").write_text("id,cif\n" + "".join(f'{k},"{salt}"\n' for k in range(640)))
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom druse_export.data import load_table\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom druse.tables import load_table\n"
         "try:\n"  # with no guard for the name of the module: a script may call this as it likes
         "    load_table(Path('table.csv'), n_jobs=2, progress=lambda *_: os.killpg(0, signal.SIGINT))\n"
         "except KeyboardInterrupt:\n"
@@ -173,15 +172,11 @@ def test_columns_as_other_data_bases_call_them(tmp_path: Path) -> None:
     assert set(ALIASES) & set(table.properties) == set()
 
 
-def test_filters_and_split(tmp_path: Path) -> None:
+def test_filters(tmp_path: Path) -> None:
     table = load_table(write_csv(tmp_path / "table.csv"), n_jobs=1)
     assert table.filtered(max_gap=5.0).ids == ("skewed",)
     assert table.filtered(max_gap=5.1, max_atoms=7).ids == ("skewed",)
     assert table.filtered(min_density=0.03).ids == ("salt",)
-    many = table.select(np.arange(100) % 2)
-    parts = many.split(3)
-    assert [len(part) for part in parts] == [80, 10, 10]
-    assert [part.ids for part in many.split(3)] == [part.ids for part in parts]
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from loky import ProcessPoolExecutor
 
 from druse._dependencies import require
 from druse._files import whole_file
+from druse._rows import Row, read_rows
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
 from druse.errors import DruseError, InputError
 from druse.lattice import cells_from_parameters, parameters_from_cells, volumes, wrap
-from druse_export.data.rows import Row, read_rows
-from druse_export.data.split import SHARES, split_indices
+
+__all__ = ["ALIASES", "CrystalTable", "Rejected", "default_cache", "load_table"]
 
 _FORMAT = 2  # of the cache; a change of what is computed must change it
 _CHUNK = 32
@@ -110,10 +110,6 @@ class CrystalTable:
                 keep &= ~(self.properties[name] >= limit)
         return self.select(keep)
 
-    def split(self, seed: int, shares: Sequence[float] = SHARES) -> "tuple[CrystalTable, ...]":
-        """Random parts of the given shares (section 3: 8 : 1 : 1); the same for the same seed."""
-        return tuple(self.select(indices) for indices in split_indices(len(self), seed, shares))
-
 
 def default_cache() -> Path:
     """The folder for tables below the user's cache folder, wherever the system has that.
@@ -121,7 +117,7 @@ def default_cache() -> Path:
     Raises:
         MissingDependencyError: platformdirs is not installed.
     """
-    require("platformdirs", purpose="finding the cache folder")
+    require("platformdirs", purpose="finding the cache folder", extra="evaluate")
     import platformdirs
 
     return platformdirs.user_cache_path("druse") / "tables"
@@ -135,7 +131,7 @@ def load_table(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CrystalTable:
-    """Read a data set (see `druse_export.data.rows.read_rows`).
+    """Read a data set: CSV (also gzipped) or Parquet with a column of CIF, extended XYZ, or a folder of CIF files.
 
     A row that cannot be understood is left out and reported in ``rejected``; the run goes on.
 
@@ -154,7 +150,7 @@ def load_table(
     stored = None if cache is None else cache / f"{_fingerprint(rows, niggli)}.npz"
     if stored is not None and (table := _read_cache(stored)) is not None:
         return table
-    require("pymatgen.core", "ase", purpose="reading structures")
+    require("pymatgen.core", "ase", purpose="reading structures", extra="evaluate")
     jobs = n_jobs or len(os.sched_getaffinity(0))
     found = []
     for result in _understand_all(rows, niggli, jobs):
@@ -172,6 +168,9 @@ def _understand_all(rows: list[Row], niggli: bool, jobs: int) -> Iterator[Any]:
     if jobs == 1 or len(chunks) <= 1:
         yield from itertools.chain.from_iterable(map(_understand_chunk, chunks))
         return
+    require("loky", purpose="reading structures in several processes", extra="evaluate")
+    from loky import ProcessPoolExecutor
+
     # not the standard library's pool, whose processes would run the caller's script again unless it guards itself
     pool = ProcessPoolExecutor(min(jobs, len(chunks)))
     try:
