@@ -6,13 +6,10 @@ import io
 import itertools
 import json
 import math
-import os
-import signal
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +17,11 @@ import numpy as np
 
 from druse._dependencies import require
 from druse._files import whole_file
+from druse._processes import Processes
 from druse._rows import Row, read_rows
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
-from druse.errors import DruseError, InputError
+from druse.errors import InputError
 from druse.lattice import cells_from_parameters, parameters_from_cells, volumes, wrap
 
 __all__ = ["ALIASES", "CrystalTable", "Rejected", "default_cache", "load_table"]
@@ -151,9 +149,8 @@ def load_table(
     if stored is not None and (table := _read_cache(stored)) is not None:
         return table
     require("pymatgen.core", "ase", purpose="reading structures", extra="evaluate")
-    jobs = n_jobs or len(os.sched_getaffinity(0))
     found = []
-    for result in _understand_all(rows, niggli, jobs):
+    for result in _understand_all(rows, niggli, n_jobs):
         found.append(result)
         if progress is not None and (len(found) % _CHUNK == 0 or len(found) == len(rows)):
             progress(len(found), len(rows))
@@ -163,30 +160,10 @@ def load_table(
     return table
 
 
-def _understand_all(rows: list[Row], niggli: bool, jobs: int) -> Iterator[Any]:
+def _understand_all(rows: list[Row], niggli: bool, n_jobs: int) -> Iterator[Any]:
     chunks = [(rows[k : k + _CHUNK], niggli) for k in range(0, len(rows), _CHUNK)]
-    if jobs == 1 or len(chunks) <= 1:
-        yield from itertools.chain.from_iterable(map(_understand_chunk, chunks))
-        return
-    require("loky", purpose="reading structures in several processes", extra="evaluate")
-    from loky import ProcessPoolExecutor
-
-    # not the standard library's pool, whose processes would run the caller's script again unless it guards itself
-    pool = ProcessPoolExecutor(min(jobs, len(chunks)))
-    try:
-        # Ctrl-C goes to a terminal's whole group; the processes started here leave it to this one
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            results = pool.map(_understand_chunk, chunks)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield from itertools.chain.from_iterable(results)
-    except BrokenProcessPool as error:
-        raise DruseError(
-            "a process that reads structures was killed, for want of memory perhaps; let fewer work at a time (jobs)"
-        ) from error
-    finally:
-        pool.shutdown(kill_workers=True)
+    with Processes(1 if len(chunks) <= 1 else n_jobs, purpose="reading structures") as processes:
+        yield from itertools.chain.from_iterable(processes.map(_understand_chunk, chunks))
 
 
 def _understand_chunk(work: tuple[list[Row], bool]) -> list[Any]:

@@ -13,9 +13,10 @@ import pytest
 from druse import graphs
 
 NAMES = """
-errors _dependencies _files _arrays _native lattice crystals elements conditions _rows tables bravais control _manifest
-_onnx bundle strategies _graph graphs basis backends schedules noise sampling samplers _prior _gemnet _score model
-_trajectory generate io runs __init__ properties verify _fingerprints evaluate screening relax report campaign _probes
+errors _dependencies _files _processes _arrays _native lattice crystals elements conditions _rows tables bravais control
+_manifest _onnx bundle strategies _graph graphs basis backends schedules noise sampling samplers _prior _gemnet _score
+model _request _trajectory _shards
+generate io runs __init__ properties verify _fingerprints evaluate screening relax report campaign _probes
 doctor cli __main__
 """
 ORDER = NAMES.split()

@@ -1,0 +1,142 @@
+"""Work in other processes, any of which may hang or be killed without ending the rest."""
+
+import collections
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, TypeVar
+
+from druse._dependencies import require
+from druse.errors import DruseError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Processes:
+    """Processes that stay from one `map` to the next, until the ``with`` block ends.
+
+    Args:
+        n_jobs: how many; 0 for every core. 1 does the work in the caller's own process, where nothing is isolated.
+        purpose: what needs them, as an error's sentence begins: "reading structures".
+    """
+
+    def __init__(self, n_jobs: int = 0, *, purpose: str) -> None:
+        self.n_jobs = n_jobs or len(os.sched_getaffinity(0))
+        self._here = n_jobs == 1
+        self._purpose = purpose
+        self._all: Any = None
+        self._one: Any = None
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self._all, self._one):
+            if pool is not None:
+                pool.shutdown(kill_workers=True)
+        self._all = self._one = None
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        killed: Callable[[Item], Result] | None = None,
+    ) -> Iterator[Result]:
+        """Results of a function of a module, in the order of the items, of which few are taken ahead.
+
+        Args:
+            function: of one item; what it raises ends the work.
+            items: each travels to a process and its result back.
+            killed: the result of an item that kills the process that works on it, alone too.
+
+        Raises:
+            DruseError: a process was killed, and there is no ``killed``.
+            MissingDependencyError: loky is not installed.
+        """
+        if self._here:
+            yield from map(function, items)
+            return
+        source = iter(items)
+        ahead: collections.deque[tuple[Item, Future[Result], Any]] = collections.deque()
+        while True:
+            for item in itertools.islice(source, 2 * self.n_jobs - len(ahead)):
+                self._all = self._all or self._pool(self.n_jobs)
+                ahead.append((item, _submit(self._all, function, item), self._all))
+            if not ahead:
+                return
+            item, future, pool = ahead.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                if killed is None:
+                    raise DruseError(
+                        f"a process was killed while {self._purpose}, for want of memory perhaps; "
+                        "let fewer work at a time (jobs)"
+                    ) from error
+                if pool is self._all:
+                    self._all = pool.shutdown(kill_workers=True)
+                result = self._alone(function, item, killed)
+            yield result
+
+    def _alone(self, function: Callable[[Item], Result], item: Item, killed: Callable[[Item], Result]) -> Result:
+        """An item that was in flight when a process was killed, in a process where it can harm only itself."""
+        self._one = self._one or self._pool(1)
+        try:
+            return _submit(self._one, function, item).result()
+        except BrokenProcessPool:
+            self._one = self._one.shutdown(kill_workers=True)
+            return killed(item)
+
+    def _pool(self, n: int) -> Any:
+        # not the standard library's pool, whose processes would run the caller's script again unless it guards itself
+        require("loky", purpose=f"{self._purpose} in several processes", extra="evaluate")
+        from loky import ProcessPoolExecutor
+
+        return ProcessPoolExecutor(n, env=_ONE_THREAD)
+
+
+def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """As the pool's own, but a pool that is broken says so by the future only."""
+    # Ctrl-C goes to a terminal's whole group; the processes started here leave it to this one
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, item)  # type: ignore[no-any-return]
+    except BrokenProcessPool as error:
+        broken: Future[Result] = Future()
+        broken.set_exception(error)
+        return broken
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """TimeoutError in the block when it takes longer; for the main thread of a process that `Processes` started.
+
+    It comes again every second, for libraries that take it for an error of their own and go on.
+    """
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,68 @@
+"""Work in other processes: in order, and what kills or holds one of them harms nothing else."""
+
+import os
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("loky", reason="starts the processes")
+
+from druse import DruseError
+from druse._processes import Processes, time_limit
+
+
+def square(number: int) -> str:
+    if number % 7 == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"{number**2} by {os.getpid() != int(os.environ['PARENT'])}"
+
+
+def hang(seconds: float) -> str:
+    try:
+        with time_limit(0.2):
+            for _ in range(100):
+                try:
+                    time.sleep(seconds)
+                except ValueError:
+                    continue
+    except TimeoutError as error:
+        return str(error)
+    return "done"
+
+
+def test_killed_ones_alone_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    with Processes(2, purpose="testing") as processes:
+        found = list(processes.map(square, range(12), killed=lambda number: f"{number} killed"))
+        again = list(processes.map(square, [4, 5]))
+        with pytest.raises(DruseError, match="a process was killed while testing, for want of memory perhaps"):
+            list(processes.map(square, range(5)))
+    assert found == [f"{n} killed" if n % 7 == 3 else f"{n**2} by True" for n in range(12)]
+    assert again == ["16 by True", "25 by True"]
+
+
+def test_one_job_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    with Processes(1, purpose="testing") as processes:
+        assert list(processes.map(square, [1, 2])) == ["1 by False", "4 by False"]
+        assert list(processes.map(square, [])) == []
+
+
+def test_few_items_are_taken_ahead() -> None:
+    taken = []
+    with Processes(2, purpose="testing") as processes:
+        results = processes.map(abs, (taken.append(n) or -n for n in range(1000)))  # type: ignore[func-returns-value]
+        assert [next(results), next(results)] == [0, 1]
+        assert len(taken) <= 6
+
+
+def test_a_limit_of_time_ends_what_hangs() -> None:
+    with Processes(2, purpose="testing") as processes:
+        assert list(processes.map(hang, [0.0, 60.0])) == ["done", "not done after 0.2 s"]
+
+
+def test_no_limit_touches_nothing() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(None):
+        assert signal.getsignal(signal.SIGALRM) is before
