@@ -19,7 +19,9 @@ if TYPE_CHECKING or "jaxtyping" in sys.modules:
     from jaxtyping import Float32 as Float32
     from jaxtyping import Float64 as Float64
     from jaxtyping import Int32 as Int32
-    from jaxtyping import Int64, UInt8, UInt32, UInt64
+    from jaxtyping import Int64 as Int64
+    from jaxtyping import UInt8 as UInt8
+    from jaxtyping import UInt32, UInt64
 else:
 
     class _Unchecked:

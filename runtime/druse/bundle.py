@@ -10,6 +10,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -106,6 +107,18 @@ class Bundle:
             for path in network.every_file:
                 check_network(files[path], f"{source.name}: {path}")
         return cls(source.name, text, files)
+
+    @classmethod
+    def embedded(cls) -> "Bundle":
+        """The bundle that comes with Druse: crystals of up to 20 atoms by formation energy, trained on MP-20.
+
+        Raises:
+            InputError: this build of Druse has none.
+        """
+        with resources.as_file(resources.files("druse") / "data" / "default.zip") as path:
+            if not path.is_file():
+                raise InputError("this build of Druse comes without a bundle; give one")
+            return cls.open(path)
 
     @property
     def con_cdvae(self) -> ConCDVAEManifest:

@@ -1,4 +1,4 @@
-"""Noise schedules of the two diffusions.
+"""Noise schedules of the two diffusions: variances of the prior, and how the levels of the decoder are walked down.
 
 ====================  =====================================================================
 paper                 here
@@ -11,14 +11,17 @@ sigma_t (eq. 4)       ``sigma``, standard deviation of the posterior q(z_{t-1} |
 Reference: Ho, Jain, Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, eqs 6 and 7.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
-from druse._arrays import Float64, as_array
+from druse._arrays import Float64, Int64, as_array
 from druse.errors import InputError
 
-__all__ = ["DDPMSchedule", "ddpm_schedule"]
+__all__ = ["SCHEDULES", "DDPMSchedule", "Method", "SamplingSchedule", "ddpm_schedule", "sampling_schedule"]
+
+Method = Literal["langevin", "ancestral", "heun", "dpm-solver"]
 
 
 class DDPMSchedule(NamedTuple):
@@ -50,3 +53,82 @@ def ddpm_schedule(betas: Any) -> DDPMSchedule:
     alpha_bar = np.cumprod(alpha)
     before = np.concatenate([np.ones(1), alpha_bar[:-1]])
     return DDPMSchedule(alpha, alpha_bar, np.sqrt(beta * (1 - before) / (1 - alpha_bar)))
+
+
+class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a crystal comes from noise: which levels, by which steps (see `druse.samplers`).
+
+    Attributes:
+        method: ``langevin``, or ``ancestral``, ``heun`` or ``dpm-solver`` from one level to the next.
+        n_levels: of the model's noise levels, evenly spaced from the first used to the last; 0 for all.
+        n_steps: Langevin steps at each level; for methods that go from level to level, corrector steps after each.
+        step_lr: a Langevin step is ``step_lr * (sigma / smallest sigma)^2`` long, in square Angstrom.
+        skip: levels are left out, for each crystal, whose sigma exceeds this many times the largest distance of its
+            lattice planes: there, places are uniform anyway. 0 leaves out none.
+        sigma_stop: levels below it are left out, in Angstrom.
+        denoise: end with the mean that the network expects at the last level, without noise. Methods from level to
+            level always do.
+    """
+
+    method: Method
+    n_levels: int = 0
+    n_steps: int = 0
+    step_lr: float = 1e-4
+    skip: float = 0.0
+    sigma_stop: float = 0.0
+    denoise: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.n_levels >= 0 and self.n_steps >= 0 and 0 < self.step_lr < 1 and self.skip >= 0):
+            raise ValueError("`n_levels`, `n_steps` and `skip` must not be negative, and `step_lr` be between 0 and 1")
+        if self.method == "langevin" and self.n_steps == 0:
+            raise ValueError("`n_steps` must be at least 1 with the method langevin")
+        if not 0 <= self.sigma_stop < 1:
+            raise ValueError("`sigma_stop` must be from 0 and below 1 Angstrom")
+
+    def levels(self, sigmas: Any, largest_spacing: float) -> Int64[np.ndarray, "levels"]:
+        """Numbers of the levels that a crystal goes through, in order.
+
+        Args:
+            sigmas: of the model, Angstrom, largest first.
+            largest_spacing: of the crystal's lattice planes, Angstrom.
+        """
+        sigmas_: Float64[np.ndarray, "levels"] = as_array("sigmas", sigmas, np.float64, "levels")
+        limit = self.skip * largest_spacing if self.skip else np.inf
+        used = np.flatnonzero((sigmas_ <= limit) & (sigmas_ >= self.sigma_stop))
+        if not len(used):
+            used = np.array([len(sigmas_) - 1])
+        if not self.n_levels or len(used) <= self.n_levels:
+            return used
+        return used[np.unique(np.round(np.linspace(0, len(used) - 1, self.n_levels)).astype(np.int64))]
+
+    def n_evaluations(self, n_levels: int) -> int:
+        """Evaluations of the score network for a crystal that goes through so many levels."""
+        if self.method == "langevin":
+            return n_levels * self.n_steps + self.denoise
+        steps = 2 * n_levels - 1 if self.method == "heun" else n_levels
+        return steps + self.n_steps * (n_levels - 1)
+
+
+SCHEDULES: dict[str, SamplingSchedule] = {
+    "faithful": SamplingSchedule(method="langevin", n_steps=100, denoise=False),
+    "langevin-10": SamplingSchedule(method="langevin", n_steps=10, skip=0.5),
+    "ancestral": SamplingSchedule(method="ancestral", skip=0.5),
+    "predictor-corrector": SamplingSchedule(method="ancestral", n_steps=4, skip=0.5),
+    "heun": SamplingSchedule(method="heun", skip=0.5),
+    "dpm-solver": SamplingSchedule(method="dpm-solver", skip=0.5),
+}
+"""Named schedules; ``faithful`` is that of Con-CDVAE's authors. ``docs/sampling.md`` has what each costs and gives."""
+
+
+def sampling_schedule(given: Any) -> SamplingSchedule:
+    """A schedule by its name, or itself.
+
+    Raises:
+        InputError: no schedule has this name.
+    """
+    if isinstance(given, SamplingSchedule):
+        return given
+    if given not in SCHEDULES:
+        raise InputError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {given!r}")
+    return SCHEDULES[given]
