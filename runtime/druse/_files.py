@@ -24,6 +24,10 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
             file.flush()
             os.fsync(file.fileno())
         move_into_place(part, path)
+    except OSError as error:
+        if error.filename is None:  # a write that failed does not say of which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

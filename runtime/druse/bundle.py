@@ -61,8 +61,10 @@ __all__ = [
 class Bundle:
     """An opened bundle: its manifest, and its files in memory."""
 
-    def __init__(self, name: str, text: bytes, files: dict[str, bytes]) -> None:
+    def __init__(self, name: str, text: bytes, files: dict[str, bytes], path: str = "") -> None:
         self.name = name
+        self.path = path
+        """Where it was opened, in full; empty for the one that comes with Druse."""
         self.manifest = decode(text, name)
         self.digest = hashlib.sha256(text).hexdigest()
         """SHA-256 of the manifest, and through it of every file."""
@@ -106,7 +108,7 @@ class Bundle:
         for network in manifest.networks.values():
             for path in network.every_file:
                 check_network(files[path], f"{source.name}: {path}")
-        return cls(source.name, text, files)
+        return cls(source.name, text, files, str(place.resolve()))
 
     @classmethod
     def embedded(cls) -> "Bundle":
@@ -118,7 +120,8 @@ class Bundle:
         with resources.as_file(resources.files("druse") / "data" / "default.zip") as path:
             if not path.is_file():
                 raise InputError("this build of Druse comes without a bundle; give one")
-            return cls.open(path)
+            opened = cls.open(path)
+        return cls(opened.name, opened._text, opened._files)
 
     @property
     def con_cdvae(self) -> ConCDVAEManifest:

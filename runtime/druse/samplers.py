@@ -21,7 +21,7 @@ arXiv:2211.01095 (second order, multistep).
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ ScoreNetwork = Callable[[LangevinState, int], tuple[AtomVector, SpeciesLogits]]
 """``(state, level)`` to sigma times the Cartesian score ``[atoms, 3]`` and logits ``[atoms, species]``."""
 
 
+@runtime_checkable
 class Update(Protocol):
     """X' = X + drift * vector + diffusion * noise, wrapped, and the types that the logits name.
 

@@ -1,5 +1,6 @@
 """The application, its global options, and the one place where exceptions become sentences."""
 
+import errno
 import sys
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 import druse
 from druse.cli import _bundle
 from druse.cli._doctor import doctor
+from druse.cli._generate import export, generate, resume
 from druse.cli._plugins import attach
 from druse.errors import DruseError, MissingDependencyError
 
@@ -21,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+app.command()(generate)
+app.command()(resume)
+app.command()(export)
 app.command()(doctor)
 app.add_typer(_bundle.app, name="bundle")
 attach(app)
@@ -41,6 +46,14 @@ def root(
     """Crystal structures in bulk, to property targets."""
 
 
+_ADVICE = {
+    errno.ENOSPC: "; make room and run the same again (a run goes on with druse resume)",
+    errno.EDQUOT: "; make room and run the same again (a run goes on with druse resume)",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; choose a place where you may write"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "; give another name"),
+}
+
+
 def _sentence(error: Exception) -> str | None:
     """What a person is told of an exception; None for one that nobody foresaw, whose traceback helps more."""
     if isinstance(error, DruseError):  # names of files in it may hold what a terminal would obey
@@ -48,7 +61,8 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("druse"):
         return str(MissingDependencyError(f"this command needs {error.name}; pip install 'druse[export]'"))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+        advice = _ADVICE.get(error.errno or 0, "")
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}{advice}"
     return None
 
 

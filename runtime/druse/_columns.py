@@ -1,0 +1,84 @@
+"""Columns of arrays as Parquet, and back: one row for each crystal."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from druse._dependencies import require
+from druse._files import whole_file
+from druse.errors import InputError
+
+
+class Ragged(NamedTuple):
+    """A column whose rows have several lengths: row b is ``values[offsets[b]:offsets[b + 1]]``."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+
+def write_columns(path: Path, columns: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """A Parquet file that appears whole or not at all.
+
+    Args:
+        path: of the file.
+        columns: arrays of one axis (numbers, booleans, text) or two (numbers), or `Ragged`, all of the same length.
+        facts: kept beside the columns.
+    """
+    require("pyarrow.parquet", purpose="writing Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays: dict[str, Any] = {}
+    for name, column in columns.items():
+        if isinstance(column, Ragged):
+            arrays[name] = pa.LargeListArray.from_arrays(column.offsets, pa.array(np.ascontiguousarray(column.values)))
+        elif column.ndim == 2:
+            flat = pa.array(np.ascontiguousarray(column).reshape(-1))
+            arrays[name] = pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
+        else:
+            arrays[name] = pa.array(column.tolist() if column.dtype.kind == "U" else np.ascontiguousarray(column))
+    buffer = io.BytesIO()
+    table = pa.table(arrays).replace_schema_metadata({key.encode(): text.encode() for key, text in facts.items()})
+    parquet.write_table(table, buffer, compression="zstd")
+    with whole_file(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def read_columns(path: Path, advice: str) -> dict[str, Any]:
+    """What `write_columns` wrote.
+
+    Args:
+        path: of the file.
+        advice: what to do where it cannot be read.
+
+    Raises:
+        InputError: it is damaged, or no such file.
+    """
+    require("pyarrow.parquet", purpose="reading Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path, memory_map=False)
+        return {name: _array(table.column(name).combine_chunks()) for name in table.column_names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        text = str(error).strip().splitlines()
+        raise InputError(f"{path} cannot be read ({text[0] if text else 'no reason given'}); {advice}") from error
+
+
+def _array(column: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    if pa.types.is_large_list(column.type):
+        offsets = column.offsets.to_numpy()
+        return Ragged(column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0])
+    if pa.types.is_string(column.type):
+        return np.array(column.to_pylist(), str)
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,219 @@
+"""``druse generate``, ``druse resume`` and ``druse export``."""
+
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from druse.errors import InputError
+
+AsJSON = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress bar.")]
+Threads = Annotated[int, typer.Option(help="0: every core.", min=0)]
+BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Folder or .zip; the one that comes with Druse.")]
+
+_TITLES = {"latents": "ranking latents", "crystals": "sampling crystals"}
+
+
+class _Rate(ProgressColumn):
+    """Crystals or latents a second."""
+
+    def render(self, task: Task) -> Text:
+        """The mean over the last while."""
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.1f}/s" if speed >= 0.1 else f"{60 * speed:,.1f}/min", style="dim")
+
+
+class _Bars:
+    """A progress bar for each stage."""
+
+    def __init__(self, console: Console, shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counted]}"), _Rate(),
+            TimeRemainingColumn(), console=console, disable=not shown,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, progress: Any) -> None:
+        stage, done, total = progress
+        counted = f"{int(done + 1e-6):,} of {total:,}"
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(_TITLES[stage], total=total, counted=counted)
+        self._progress.update(self._tasks[stage], completed=done, counted=counted)
+
+
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder of the run, to be made.", show_default=False)],
+    count: Annotated[int, typer.Option(help="Crystals wanted.")] = 32,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a property shall be, as NAME=VALUE, such as formation_energy_per_atom=-2; may be repeated.",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    bundle: BundlePath = None,
+    strategy: Annotated[str, typer.Option(help="auto, default, full or less.")] = "auto",
+    independent: Annotated[bool, typer.Option(help="With less: draw each missing property by itself.")] = False,
+    schedule: Annotated[str, typer.Option(help="How crystals are sampled: a name from docs/sampling.md.")] = "",
+    oversample: Annotated[int, typer.Option(help="Latents drawn for each crystal that is kept.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same crystals.")] = 0,
+    formula: Annotated[str, typer.Option(help="Exactly this composition, such as LiFePO4.")] = "",
+    z: Annotated[int, typer.Option("--z", help="Formula units in the cell. 0: as the model likes.", min=0)] = 0,
+    elements: Annotated[str, typer.Option(help="Only from these elements, such as Li,Fe,O.")] = "",
+    exclude: Annotated[str, typer.Option(help="Without these elements.")] = "",
+    n_atoms: Annotated[str, typer.Option(help="Atoms in the cell: a number, or a range such as 4-12.")] = "",
+    crystal_system: Annotated[str, typer.Option(help="Of the lattice: triclinic to cubic.")] = "",
+    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; what the backend can.")] = "fp32",
+    threads: Threads = 0,
+    batch: Annotated[int, typer.Option(help="Crystals stored together. 0: about a minute's.", min=0)] = 0,
+    as_json: AsJSON = False,
+) -> None:
+    """Crystals to property targets, in a folder that any interruption leaves whole.
+
+    Example: druse generate --target formation_energy_per_atom=-2 --count 32 --out runs/demo
+    """
+    from druse.control import Control
+    from druse.generate import DEFAULT_SCHEDULE, Generator, Request
+    from druse.runs import Run
+    from druse.schedules import sampling_schedule
+
+    control = Control(
+        formula=formula, z=z, elements=_symbols(elements), exclude=_symbols(exclude), n_atoms=_range(n_atoms),
+        crystal_system=crystal_system,
+    )  # fmt: skip
+    request = Request(
+        targets=_targets(target or []), count=count, strategy=strategy, independent=independent, control=control,
+        schedule=sampling_schedule(schedule or DEFAULT_SCHEDULE), oversample=oversample, seed=seed, batch=batch,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    generator = Generator(bundle, backend=backend, precision=precision, n_threads=threads)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run = Run.create(out, generator, request)
+    for text in dict.fromkeys(str(entry.message) for entry in said):
+        console.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    _finish(run, generator, console, as_json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    bundle: BundlePath = None,
+    threads: Threads = 0,
+    as_json: AsJSON = False,
+) -> None:
+    """Go on with a run that was interrupted; it gives what it would have given."""
+    from druse.runs import Run
+
+    opened = Run.open(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _finish(opened, opened.generator(bundle=bundle, n_threads=threads), Console(stderr=True), as_json)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="File to write; a .zip gets one CIF for each crystal.", show_default=False)],
+    format: Annotated[str, typer.Option(help="extxyz, cif or csv; by the file's name.")] = "",  # noqa: A002
+    as_json: AsJSON = False,
+) -> None:
+    """Write the finished crystals of a run, but for failed ones, to one file."""
+    from druse.runs import Run
+
+    opened = Run.open(run)
+    n = opened.export(out, format=format)
+    if as_json:
+        typer.echo(json.dumps({"crystals": n, "count": opened.request.count, "file": str(out)}, indent=2))
+        return
+    left = opened.request.count - opened.finished
+    rest = f"; {left:,} are not finished: druse resume {run}" if left else ""
+    typer.echo(f"{n:,} crystals in {out}{rest}")
+
+
+def _finish(run: Any, generator: Any, console: Console, as_json: bool) -> None:
+    with _Bars(console, not as_json) as bars:
+        try:
+            summary = run.finish(generator, progress=bars)
+        except KeyboardInterrupt:
+            bars.__exit__()
+            console.print(
+                f"stopped: {run.finished:,} of {run.request.count:,} crystals are finished and stored; go on with "
+                f"[bold]druse resume {escape(str(run.path))}[/]",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            sys.exit(130)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.path), **msgspec.to_builtins(summary)}, indent=2))
+        return
+    Console().print(_table(run, summary))
+
+
+def _table(run: Any, summary: Any) -> Table:
+    seconds, bad = summary.seconds, summary.finished - summary.good
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    speed = f", {3600 * summary.count / seconds['crystals']:,.0f} an hour" if seconds.get("crystals", 0) > 1 else ""
+    rows = {
+        "crystals": f"{summary.good:,} good" + (f", {bad:,} failed and left out of the files" if bad else ""),
+        "time": ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()) + speed,
+        **{f"mean predicted {name}": f"{value:.4g}" for name, value in summary.predicted.items()},
+    }
+    if summary.changed:
+        rows["changed by the control"] = ", ".join(
+            f"{name.replace('n_atoms', 'atom count')} in {share:.0%}" for name, share in summary.changed.items()
+        )
+    rows["files"] = f"{run.path}/crystals.extxyz and {run.path}/crystals.cif"
+    for name, text in rows.items():
+        grid.add_row(escape(name), escape(text))
+    return grid
+
+
+def _targets(given: list[str]) -> dict[str, float | int | str]:
+    found: dict[str, float | int | str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise InputError(f"--target must be NAME=VALUE, such as formation_energy_per_atom=-2; got {text!r}")
+        if name.strip() in found:
+            raise InputError(f"--target {name.strip()} is given twice")
+        found[name.strip()] = _value(value.strip())
+    return found
+
+
+def _value(text: str) -> float | str:
+    """A number where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _symbols(given: str) -> tuple[str, ...]:
+    return tuple(filter(None, (symbol.strip() for symbol in given.split(","))))
+
+
+def _range(given: str) -> tuple[int, int] | None:
+    if not given.strip():
+        return None
+    match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", given)
+    if match is None:
+        raise InputError(f"--n-atoms must be a number or a range such as 4-12, got {given!r}")
+    return int(match[1]), int(match[2] or match[1])

@@ -1,0 +1,168 @@
+"""Crystals for others: ASE and pymatgen objects, and files of extended XYZ, CIF and CSV."""
+
+import csv
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from druse._dependencies import require
+from druse._files import whole_file
+from druse.crystals import Crystals
+from druse.elements import SYMBOLS, formula_of
+from druse.errors import InputError
+from druse.lattice import parameters_from_cells, volumes
+
+__all__ = ["FORMATS", "to_ase", "to_pymatgen", "write_cif", "write_crystals", "write_csv", "write_extxyz"]
+
+Facts = Sequence[Mapping[str, Any]]
+"""For each crystal what there is to say of it, by name: text, numbers and truth values."""
+
+
+def to_ase(crystals: Crystals, facts: Facts | None = None) -> list[Any]:
+    """`ase.Atoms` of each crystal, with ``facts`` in ``atoms.info``.
+
+    Raises:
+        MissingDependencyError: ASE is not installed.
+    """
+    require("ase", purpose="making ase.Atoms", extra="cpu")
+    from ase import Atoms
+
+    return [
+        Atoms(numbers=one.species, cell=one.cells[0], scaled_positions=one.frac, pbc=True, info=dict(info))
+        for one, info in zip(crystals, facts or [{}] * len(crystals), strict=True)
+    ]
+
+
+def to_pymatgen(crystals: Crystals, facts: Facts | None = None) -> list[Any]:
+    """`pymatgen.core.Structure` of each crystal, with ``facts`` in ``structure.properties``.
+
+    Raises:
+        MissingDependencyError: pymatgen is not installed.
+    """
+    require("pymatgen.core", purpose="making pymatgen structures", extra="screen")
+    from pymatgen.core import Structure
+
+    return [
+        Structure(one.cells[0], one.species.tolist(), one.frac, properties=dict(info))
+        for one, info in zip(crystals, facts or [{}] * len(crystals), strict=True)
+    ]
+
+
+def write_extxyz(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+    """One file of extended XYZ, as ASE writes it; ``facts`` stand in the comment lines."""
+    require("ase.io.extxyz", purpose="writing extended XYZ", extra="cpu")
+    from ase.io.extxyz import write_xyz
+
+    with whole_file(path, "w") as file:
+        for atoms in to_ase(crystals, facts):
+            write_xyz(file, atoms, columns=["symbols", "positions"])
+
+
+def write_cif(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+    """CIF in space group P 1: a ``.zip`` of one file for each crystal, or one file with a block for each.
+
+    Blocks are named by ``id`` in ``facts``, else by their place; other facts do not fit into CIF.
+    """
+    names = _names(len(crystals), facts)
+    if path.suffix.lower() != ".zip":
+        with whole_file(path, "w", encoding="ascii") as file:
+            file.writelines(cif_text(one, name) for one, name in zip(crystals, names, strict=True))
+        return
+    with whole_file(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one, name in zip(crystals, names, strict=True):
+            member = zipfile.ZipInfo(f"{name}.cif")  # without a date: the same bytes each time
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, cif_text(one, name), zipfile.ZIP_DEFLATED)
+
+
+def cif_text(crystal: Crystals, name: str) -> str:
+    """A batch of one as a block of CIF.
+
+    Not by ASE, which writes five digits of a coordinate and so moves atoms by 1e-4 Angstrom, nor by pymatgen, which is
+    too much to install for this alone.
+    """
+    lengths, angles = (values[0] for values in parameters_from_cells(crystal.cells))
+    symbols = [SYMBOLS[z - 1] for z in crystal.species]
+    counts: dict[str, int] = {}
+    sites = []
+    for symbol, place in zip(symbols, np.round(crystal.frac, 8) % 1.0, strict=True):
+        counts[symbol] = counts.get(symbol, 0) + 1
+        sites.append(f"{symbol} {symbol}{counts[symbol]} {place[0]:.8f} {place[1]:.8f} {place[2]:.8f} 1.0")
+    total = " ".join(f"{symbol}{counts[symbol]}" for symbol in sorted(counts))
+    cell = [f"_cell_length_{axis} {value:.8f}" for axis, value in zip("abc", lengths, strict=True)]
+    cell += [f"_cell_angle_{axis} {value:.8f}" for axis, value in zip(("alpha", "beta", "gamma"), angles, strict=True)]
+    return "\n".join(
+        [
+            f"data_{name}",
+            f"_chemical_formula_sum '{total}'",
+            *cell,
+            f"_cell_volume {volumes(crystal.cells)[0]:.8f}",
+            "_space_group_name_H-M_alt 'P 1'",
+            "_space_group_IT_number 1",
+            "loop_",
+            "_space_group_symop_operation_xyz",
+            "'x, y, z'",
+            "loop_",
+            *(f"_atom_site_{key}" for key in ("type_symbol", "label", "fract_x", "fract_y", "fract_z", "occupancy")),
+            *sites,
+            "",
+            "",
+        ]
+    )
+
+
+def write_csv(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+    """A table with a row for each crystal: its facts, formula, atom count, and CIF, as MP-20 has it."""
+    rows = _csv_rows(crystals, facts or [{}] * len(crystals), _names(len(crystals), facts))
+    with whole_file(path, "w", newline="") as file:
+        writer: Any = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _csv_rows(crystals: Crystals, facts: Facts, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for one, info, name in zip(crystals, facts, names, strict=True):
+        yield {**info, "formula": formula_of(one.species), "n_atoms": len(one.species), "cif": cif_text(one, name)}
+
+
+def _names(n: int, facts: Facts | None) -> list[str]:
+    return [f"{int(info.get('id', place)):06d}" for place, info in enumerate(facts or [{}] * n)]
+
+
+FORMATS: dict[str, Callable[[Path, Crystals, Facts | None], None]] = {
+    "extxyz": write_extxyz,
+    "cif": write_cif,
+    "csv": write_csv,
+}
+
+
+def write_crystals(path: Any, crystals: Crystals, facts: Facts | None = None, *, format: str = "") -> None:  # noqa: A002
+    """A file of crystals that appears whole or not at all.
+
+    Args:
+        path: of the file.
+        crystals: what to write.
+        facts: of each crystal.
+        format: one of `FORMATS`; empty: by the file's name.
+
+    Raises:
+        InputError: no format has this name.
+    """
+    place = Path(path)
+    kind = format or {".xyz": "extxyz", ".zip": "cif"}.get(place.suffix.lower(), place.suffix.lower().lstrip("."))
+    if kind not in FORMATS:
+        raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {kind or place.name!r}")
+    FORMATS[kind](place, crystals, facts)
+
+
+def text_of(value: Any) -> Any:
+    """A value from an array as what files hold: numbers of Python, with single precision in its own digits."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
