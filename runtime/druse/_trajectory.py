@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from druse._arrays import Bool, CrystalIds, Float64, Latents, Species, SpeciesLogits, Status
+from druse._arrays import Bool, CrystalIds, Float32, Float64, Latents, Species, Status
 from druse._graph import NON_FINITE, SINGULAR, STOPPED
 from druse._score import plan, spec_graph
 from druse.bravais import constrain
@@ -108,7 +108,7 @@ def start(heads: HeadOutputs, masks: Masks, control: Control, *, seed: int, ids:
     return Start(Crystals(frac, cells, offsets, species), status, changes)
 
 
-def draw_types(logits: SpeciesLogits, masks: Masks, draws: Float64[np.ndarray, "atoms 2"]) -> Species:
+def draw_types(logits: Float32[np.ndarray, "species"], masks: Masks, draws: Float64[np.ndarray, "atoms 2"]) -> Species:
     """Types of one crystal's atoms that match a composition: rounded shares first, the rest drawn from what is left.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from druse.bundle import Bundle, Precision, Provenance
 from druse.errors import InputError
 from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
+from druse_export.bundles.trained import property_values
 from druse_export.importing.cgcnn import read_cgcnn
 from druse_export.importing.upstream import read_run
 from druse_export.training.properties import scalar
@@ -21,6 +22,7 @@ def import_bundle(
     licence: str,
     property_: str | None = None,
     threshold: float | None = None,
+    data: Path | None = None,
     precisions: Collection[Precision] = (),
     progress: Progress | None = None,
 ) -> Bundle:
@@ -33,6 +35,7 @@ def import_bundle(
         licence: SPDX identifier or text.
         property_: what a CGCNN predicts: a known name, or ``NAME=LOW:HIGH:SPACING[:UNIT]``.
         threshold: of a classifying CGCNN.
+        data: crystals with properties, which are kept for the strategy less to draw from.
         precisions: see `druse_export.bundles.build.build_con_cdvae`.
         progress: see there.
 
@@ -49,13 +52,14 @@ def import_bundle(
         provenance = Provenance(
             source="imported", weights=_hashes(files), note="a run directory of Con-CDVAE's authors"
         )
+        values = None if data is None else property_values(data, found.model, found.priors)
         return build_con_cdvae(
-            found.model, found.priors, out, name=name, licence=licence, provenance=provenance,
+            found.model, found.priors, out, name=name, licence=licence, provenance=provenance, values=values,
             precisions=precisions, progress=progress,
         )  # fmt: skip
     model = read_cgcnn(run)
-    if precisions:
-        raise InputError(f"{run.name} is a CGCNN, which takes no other precision; leave --precision out")
+    if precisions or data is not None:
+        raise InputError(f"{run.name} is a CGCNN, which takes no data and no other precision; leave them out")
     if property_ is None:
         raise InputError(
             f"{run.name} does not say what it predicts; give --property, such as formation_energy_per_atom"

@@ -90,7 +90,7 @@ def build_bundle(
                 f"druse train prior --model {model}"
             )
         hashes[f"{key}: {prior_path.name}"] = digest(prior_path)
-    values = None if data is None else _values(data, network, loaded)
+    values = None if data is None else property_values(data, network, loaded)
     return build_con_cdvae(
         network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path), values=values,
         precisions=precisions, progress=progress,
@@ -155,7 +155,7 @@ def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path) ->
     )
 
 
-def _values(data: Path, model: ConCDVAE, priors: Mapping[str, Prior]) -> dict[str, np.ndarray]:
+def property_values(data: Path, model: ConCDVAE, priors: Mapping[str, Prior]) -> dict[str, np.ndarray]:
     """Every property that a condition has, of every crystal of the data; formulas as text."""
     table = load_table(data, cache=default_cache())
     specs = [*model.config.conditions, *(spec for prior in priors.values() for spec in prior.config.conditions)]

@@ -75,6 +75,9 @@ def import_(
         typer.Option("--property", help="What a CGCNN predicts, such as band_gap or NAME=LOW:HIGH:SPACING:UNIT."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Above which a classifying CGCNN says True.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Crystals with properties, for the strategy less to draw from.")
+    ] = None,
     name: Name = None,
     licence: Licence = "MIT",
     precision: Precisions = None,
@@ -90,7 +93,7 @@ def import_(
 
     with counting("exporting", wanted=not as_json) as progress:
         bundle = import_bundle(
-            run, out, property_=property_, threshold=threshold, name=name or out.name, licence=licence,
+            run, out, property_=property_, threshold=threshold, data=data, name=name or out.name, licence=licence,
             precisions=_precisions(precision), progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
