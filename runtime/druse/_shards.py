@@ -50,7 +50,7 @@ class Shard:
         z_con, heads = _trajectory.heads_of(model, masks, ranked.values, ranked.z)
         self._start = _trajectory.start(heads, masks, request.control, seed=request.seed, ids=self._ids)
         latent, good = model.project(z_con), np.flatnonzero(self._start.status == 0)
-        work.tick(len(rows) - len(good))
+        work.tick(float(len(rows) - len(good)))
         self._bins: list[tuple[np.ndarray, Future[list[_trajectory.Finished]]]] = []
         for members, levels in _trajectory.bins_of(model, request.schedule, self._start.crystals.take(good)):
             chosen = good[members]

@@ -272,13 +272,11 @@ class Run:
             columns |= {f"predicted_{name}": value for name, value in ranked.predicted.items()}
             write_columns(path, columns, {"druse": self.file.versions["druse"]})
         columns = read_columns(path, f"delete it, and druse resume {self.path}")
-        return Ranked(
-            columns["latent"],
-            columns["z"],
-            columns["cost"],
-            _group(columns, "condition_"),
-            _group(columns, "predicted_"),
-        )
+        try:
+            latent, z, cost = columns["latent"], columns["z"], columns["cost"]
+        except KeyError as error:
+            raise InputError(f"{path} has no column {error}; delete it, and druse resume {self.path}") from error
+        return Ranked(latent, z, cost, _group(columns, "condition_"), _group(columns, "predicted_"))
 
     def _shard(self, k: int) -> Path:
         return self.path / _SHARDS / f"{k:05d}.parquet"

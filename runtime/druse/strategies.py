@@ -10,6 +10,7 @@ strategy     prior       properties that are not given
 ===========  ==========  ==================================================================================
 """
 
+import contextlib
 import io
 import math
 import warnings
@@ -98,10 +99,10 @@ def conditions_for(
     every = {spec.name: spec for prior in manifest.priors.values() for spec in prior.conditions}
     every |= {spec.name: spec for spec in manifest.conditions}
     given = {name: _checked(every, name, value) for name, value in targets.items()}
-    implied = {
-        name: _checked(every, name, value) for name, value in _implied(control or Control(), every).items()
-        if name not in given
-    }  # fmt: skip
+    implied = {}
+    for name, value in _implied(control or Control(), every).items():
+        with contextlib.suppress(InputError):  # no value of this model's property: the masks hold without it
+            implied[name] = _checked(every, name, value)
     reasons = []
     for name in ("default", "full", "less") if strategy == "auto" else (strategy,):
         prior = "default" if name == "default" else "full"

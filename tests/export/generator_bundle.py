@@ -28,13 +28,14 @@ def make(folder: Path) -> Bundle:
     model = ConCDVAE(config).eval()
     with torch.no_grad():
         model.heads.lattice_mean.copy_(torch.tensor([3.0, 3.2, 3.6, 80.0, 90.0, 100.0]))
-        model.heads.lattice_std.copy_(torch.tensor([0.4, 0.4, 0.4, 8.0, 8.0, 8.0]))
-        for head in (model.heads.lattice, model.heads.n_atoms, model.heads.composition):
-            for parameter in head.parameters():
-                parameter.mul_(2.0)  # so that latents differ in what they become
+        # an untrained network says about the same of every latent; these make its answers differ as a trained one's do
+        model.heads.lattice_std.copy_(torch.tensor([4.0, 4.0, 4.0, 160.0, 160.0, 160.0]))
+        for head in (model.heads.n_atoms, model.heads.composition):
+            head[-1].weight.mul_(50.0)
+            head[-1].bias.zero_()
     priors = {
-        "default": Prior(PriorConfig(conditions=(GAP,), latent=256, n_steps=20, beta_last=0.3)).eval(),
-        "full": Prior(PriorConfig(conditions=(GAP, SYSTEM, N_ATOM), latent=256, n_steps=20, beta_last=0.3)).eval(),
+        "default": Prior(PriorConfig(conditions=(GAP,), latent=256, n_steps=20, beta_last=0.02)).eval(),
+        "full": Prior(PriorConfig(conditions=(GAP, SYSTEM, N_ATOM), latent=256, n_steps=20, beta_last=0.02)).eval(),
     }
     rng = np.random.default_rng(0)
     n = 600

@@ -1,0 +1,248 @@
+"""Run directories: killed, resumed, locked, damaged, on a full disk; and what comes out is always the same."""
+
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="bundles are made with PyTorch")
+
+import generator_bundle
+
+from druse import Control, Generator, Request, Run, SamplingSchedule
+from druse.errors import InputError
+from druse.generate import Progress
+
+QUICK = SamplingSchedule(method="ancestral", n_levels=4)
+LONG = SamplingSchedule(method="langevin", n_steps=25)
+REQUEST = Request(targets={"band_gap": 2.0}, count=20, oversample=3, seed=11, schedule=QUICK, batch=6)
+FILES = ("crystals.extxyz", "crystals.cif")
+
+
+@pytest.fixture(scope="module")
+def bundle_path(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    return made_once("generator_bundle", generator_bundle.make)
+
+
+@pytest.fixture(scope="module")
+def generator(bundle_path: Path) -> Generator:
+    return Generator(bundle_path, n_threads=2)
+
+
+@pytest.fixture(scope="module")
+def finished(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("runs") / "run", generator, REQUEST)
+    run.finish(generator)
+    return run
+
+
+def exported(run: Run | Path) -> list[bytes]:
+    folder = run if isinstance(run, Path) else run.path
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_holds(finished: Run, generator: Generator) -> None:
+    shards = {f"shards/{k:05d}.parquet" for k in range(4)}
+    assert files_in(finished.path) == {"run.json", "latents.parquet", ".lock", *FILES, *shards}
+    again = Run.open(finished.path)
+    assert again.file == finished.file
+    assert again.finished == 20
+    assert again.file.bundle.sha256 == generator.bundle.digest
+    assert again.file.versions["druse"]
+    crystals = again.crystals()
+    parts = list(again.generated())
+    assert len(crystals) == sum(int(part.ok.sum()) for part in parts)
+    direct = list(generator.generate({"band_gap": 2.0}, count=20, oversample=3, seed=11, schedule=QUICK, batch=6))
+    for stored, made in zip(parts, direct, strict=True):
+        assert np.array_equal(stored.frac, made.frac)
+        assert np.array_equal(stored.cells, made.cells)
+        assert np.array_equal(stored.species, made.species)
+        assert stored.columns.keys() == made.columns.keys()
+        for name, column in made.columns.items():
+            assert np.array_equal(stored.columns[name], column)
+            assert stored.columns[name].dtype == column.dtype
+
+
+@pytest.mark.parametrize(("batch", "n_threads"), [(1, 1), (20, 3), (5, 2)])
+def test_the_same_files_at_any_batch_and_threads(
+    finished: Run, bundle_path: Path, tmp_path: Path, batch: int, n_threads: int
+) -> None:
+    generator = Generator(bundle_path, n_threads=n_threads)
+    run = Run.create(tmp_path / "run", generator, msgspec.structs.replace(REQUEST, batch=batch))
+    run.finish(generator)
+    assert exported(run) == exported(finished)
+
+
+def test_a_run_killed_at_ten_moments_gives_the_same_files(bundle_path: Path, tmp_path: Path) -> None:
+    """With -9, at least five times while it samples."""
+    request = msgspec.structs.replace(REQUEST, count=60, schedule=LONG, batch=3)
+    generator = Generator(bundle_path, n_threads=2)
+    whole = Run.create(tmp_path / "whole", generator, request)
+    whole.finish(generator)
+
+    run = Run.create(tmp_path / "killed", generator, request)
+    rng = np.random.default_rng(3)
+    while_sampling, before = 0, []
+    for k in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "druse", "resume", str(run.path), "--json"], stdout=subprocess.DEVNULL
+        )
+        if k < 3:
+            time.sleep(rng.uniform(0.1, 1.5))  # wherever it is: importing, ranking
+        else:
+            start, latest = run.finished, time.monotonic() + 60
+            while not (run.path / "latents.parquet").exists() or run.finished == start:
+                assert process.poll() is None
+                assert time.monotonic() < latest
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        before.append(run.finished)
+        while_sampling += (run.path / "latents.parquet").exists() and run.finished < 60
+    assert while_sampling >= 5
+    assert before == sorted(before)
+    last = subprocess.run(
+        [sys.executable, "-m", "druse", "resume", str(run.path), "--json", "--threads", "1"], capture_output=True
+    )
+    assert last.returncode == 0, last.stderr
+    assert exported(run) == exported(whole)
+    assert not [name for name in files_in(run.path) if name.endswith(".part")]
+
+
+def test_ctrl_c_leaves_what_is_finished(bundle_path: Path, tmp_path: Path) -> None:
+    generator = Generator(bundle_path)
+    run = Run.create(tmp_path / "run", generator, msgspec.structs.replace(REQUEST, schedule=LONG, batch=2))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "druse", "resume", str(run.path)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    latest = time.monotonic() + 60
+    while run.finished == 0 and process.poll() is None and time.monotonic() < latest:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "go on with druse resume" in said.replace("\n", " ")
+    assert "of 20 crystals are finished and stored" in said
+    assert 0 < run.finished < 20
+    assert not (run.path / FILES[0]).exists()
+    assert run.export(tmp_path / "some.csv") <= run.finished
+    run.finish(generator)
+    assert run.finished == 20
+
+
+def test_one_writer_at_a_time(bundle_path: Path, tmp_path: Path) -> None:
+    generator = Generator(bundle_path)
+    run = Run.create(tmp_path / "run", generator, REQUEST)
+    told: list[str] = []
+
+    def meanwhile(progress: Progress) -> None:
+        if not told:
+            with pytest.raises(InputError, match="another process writes to") as caught:
+                Run.open(run.path).finish(generator)
+            told.append(str(caught.value))
+
+    run.finish(generator, progress=meanwhile)
+    assert told
+    assert run.finish(generator).finished == 20  # the lock is gone, and there is nothing left to do
+
+
+def test_a_finished_run_is_not_computed_again(finished: Run, generator: Generator) -> None:
+    stages: list[str] = []
+    before = exported(finished)
+    finished.finish(generator, progress=lambda progress: stages.append(progress.stage))
+    assert stages == []
+    assert exported(finished) == before
+
+
+@pytest.mark.parametrize("name", ["shards/00001.parquet", "latents.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "other"])
+def test_a_damaged_file_is_named(finished: Run, generator: Generator, tmp_path: Path, name: str, damage: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    content = (copy / name).read_bytes()
+    if damage == "other":
+        (copy / name).write_bytes((copy / "shards/00002.parquet").read_bytes())
+    else:
+        half, marks = content[: len(content) // 2], b"PAR0" + content[4:-4] + b"PAR0"
+        (copy / name).write_bytes(half if damage == "cut" else marks)
+    with pytest.raises(InputError, match=rf"{Path(name).name} .*delete it, and druse resume"):
+        (Run.open(copy).summary if "shards" in name else functools.partial(Run.open(copy).finish, generator))()
+    (copy / name).unlink()
+    Run.open(copy).finish(generator)
+    assert exported(copy) == exported(finished)
+
+
+def test_runs_that_are_none(finished: Run, tmp_path: Path, generator: Generator) -> None:
+    with pytest.raises(InputError, match=r"holds no run \(run.json\)"):
+        Run.open(tmp_path)
+    with pytest.raises(InputError, match="holds a run; go on with it by druse resume"):
+        Run.create(finished.path, generator, REQUEST)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is not an empty folder"):
+        Run.create(tmp_path, generator, REQUEST)
+    for text, message in (
+        (b"{}", "missing required field"),
+        (b"\xff\xfe", "cannot be used"),
+        ((finished.path / "run.json").read_bytes().replace(b'"schema": 1', b'"schema": 9'), "has version 9"),
+        ((finished.path / "run.json").read_bytes().replace(b'"count": 20', b'"count": 0'), "from 1 up"),
+        ((finished.path / "run.json").read_bytes().replace(b'"seed"', b'"sood"'), "unknown field"),
+    ):
+        (tmp_path / "run.json").write_bytes(text)
+        with pytest.raises(InputError, match=message):
+            Run.open(tmp_path)
+
+
+def test_another_bundle_is_refused(finished: Run, generator: Generator, tmp_path: Path) -> None:
+    other = tmp_path / "bundle"
+    shutil.copytree(finished.file.bundle.path, other)
+    manifest = other / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"random"', b'"others"'))
+    with pytest.raises(InputError, match="was begun with another bundle"):
+        Run.open(finished.path).generator(bundle=other)
+    assert Run.open(finished.path).generator().bundle.digest == generator.bundle.digest
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(bundle_path: Path, tmp_path: Path) -> None:
+    """Under a limit on the size of files: what a full disk does to a write."""
+    generator = Generator(bundle_path)
+    run = Run.create(tmp_path / "run", generator, REQUEST)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "druse", "resume", str(run.path)], preexec_fn=limited, capture_output=True, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "latents.parquet: file too large" in result.stderr.replace("\n", "")
+    assert files_in(run.path) == {"run.json", ".lock"}
+
+
+def test_summary(generator: Generator, tmp_path: Path) -> None:
+    control = Control(elements=("Li", "O"))
+    run = Run.create(tmp_path / "run", generator, msgspec.structs.replace(REQUEST, control=control))
+    summary = run.finish(generator)
+    assert (summary.count, summary.finished) == (20, 20)
+    assert summary.good <= 20
+    assert summary.changed.keys() == {"n_atoms", "composition", "lattice"}
+    assert summary.changed["composition"] > 0
+    assert summary.predicted.keys() == {"band_gap"}
+    assert summary.seconds.keys() == {"latents", "crystals", "files"}
