@@ -26,11 +26,15 @@ class Processes:
     Args:
         n_jobs: how many; 0 for every core. 1 does the work in the caller's own process, where nothing is isolated.
         purpose: what needs them, as an error's sentence begins: "reading structures".
+
+    Attributes:
+        n_jobs: how many there are.
+        isolated: whether they are others than the caller's.
     """
 
     def __init__(self, n_jobs: int = 0, *, purpose: str) -> None:
         self.n_jobs = n_jobs or len(os.sched_getaffinity(0))
-        self._here = n_jobs == 1
+        self.isolated = n_jobs != 1
         self._purpose = purpose
         self._all: Any = None
         self._one: Any = None
@@ -64,7 +68,7 @@ class Processes:
             DruseError: a process was killed, and there is no ``killed``.
             MissingDependencyError: loky is not installed.
         """
-        if self._here:
+        if not self.isolated:
             yield from map(function, items)
             return
         source = iter(items)

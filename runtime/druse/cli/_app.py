@@ -11,6 +11,7 @@ from rich.markup import escape
 import druse
 from druse.cli import _bundle
 from druse.cli._doctor import doctor
+from druse.cli._evaluate import evaluate
 from druse.cli._generate import export, generate, resume
 from druse.cli._plugins import attach
 from druse.errors import DruseError, MissingDependencyError
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(resume)
 app.command()(export)
+app.command()(evaluate)
 app.command()(doctor)
 app.add_typer(_bundle.app, name="bundle")
 attach(app)
