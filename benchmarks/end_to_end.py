@@ -114,7 +114,6 @@ def main() -> None:
         at_most = SCHEDULES[name].n_evaluations(n_levels)
         table.add_row(backend, name, f"{at_most:,}", f"{middle:,.3g}", f"{low:,.3g} to {high:,.3g}", f"{ratio:,.1f}")
     rich.console.Console(width=140).print(table)
-    n_atoms = float(np.mean(crystals.n_atoms))
     print(
         f"{options.count} crystals of {float(np.mean(crystals.n_atoms)):.1f} atoms on average; {options.count * 100:,} "
         f"latents drawn and ranked in {np.median(latents):.1f} s; others took {others:.0%} of the cores; GEMM "

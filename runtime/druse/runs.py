@@ -17,6 +17,7 @@ import fcntl
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.generate import Generator
 from druse.io import text_of, write_crystals
+from druse.strategies import RangeWarning
 
 __all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
 
@@ -266,7 +268,10 @@ class Run:
     def _latents(self, generator: Generator, progress: Report | None) -> Ranked:
         path = self.path / _LATENTS
         if not path.exists():
-            ranked = generator.rank(self.request, generator.check(self.request), progress=progress)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RangeWarning)  # said when the run was made
+                conditions = generator.check(self.request)
+            ranked = generator.rank(self.request, conditions, progress=progress)
             columns = {"latent": ranked.latent_ids, "z": ranked.z, "cost": ranked.cost}
             columns |= {f"condition_{name}": value for name, value in ranked.values.items()}
             columns |= {f"predicted_{name}": value for name, value in ranked.predicted.items()}

@@ -123,9 +123,7 @@ def resume(
     from druse.runs import Run
 
     opened = Run.open(run)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _finish(opened, opened.generator(bundle=bundle, n_threads=threads), Console(stderr=True), as_json)
+    _finish(opened, opened.generator(bundle=bundle, n_threads=threads), Console(stderr=True), as_json)
 
 
 def export(
