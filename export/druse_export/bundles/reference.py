@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from druse import radius_graph
 from druse.basis import legendre_block
 from druse.bundle import Precision
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
@@ -24,7 +23,7 @@ from druse_export.bundles.networks import (
     InPrecision,
     embed,
 )
-from druse_export.models.cgcnn import CGCNN, neighbor_table
+from druse_export.models.cgcnn import CGCNN, crystal_table
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.gemnet import ScoreGeometry
 from druse_export.models.geometry import score_geometry, score_graph
@@ -151,16 +150,7 @@ def _types(crystals: Crystals) -> Tensor:
 
 def cgcnn_table(crystals: Crystals, model: CGCNN, dtype: torch.dtype) -> Any:
     """The neighbour table of crystals, with distances of a type."""
-    config = model.config
-    graph = radius_graph(
-        crystals.frac,
-        crystals.cells,
-        crystals.offsets,
-        cutoff=config.cutoff,
-        max_neighbors=config.n_neighbors,
-        shell_tolerance=None,
-    )
-    table = neighbor_table(graph, crystals.species, config)
+    table = crystal_table(crystals, model.config)
     return table._replace(distance=table.distance.to(dtype))
 
 

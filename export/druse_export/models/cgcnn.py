@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from druse import properties
+from druse.crystals import Crystals
 from druse.elements import element_features
-from druse.graphs import Graph
+from druse.graphs import Graph, radius_graph
 
 
 class CGCNNConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +69,15 @@ def neighbor_table(graph: Graph, species: np.ndarray, config: CGCNNConfig) -> Ne
         crystal=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
         n_atoms=torch.from_numpy(sizes),
     )
+
+
+def crystal_table(crystals: Crystals, config: CGCNNConfig) -> NeighborTable:
+    """The neighbours of crystals, found here: exactly as many as the network takes, ties by order."""
+    graph = radius_graph(
+        crystals.frac, crystals.cells, crystals.offsets, cutoff=config.cutoff, max_neighbors=config.n_neighbors,
+        shell_tolerance=None,
+    )  # fmt: skip
+    return neighbor_table(graph, crystals.species, config)
 
 
 class Convolution(nn.Module):

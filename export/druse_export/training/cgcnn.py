@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from druse.errors import InputError
-from druse.graphs import radius_graph
 from druse_export.data import CrystalTable
-from druse_export.models.cgcnn import CGCNN, CGCNNConfig, NeighborTable, neighbor_table
+from druse_export.models.cgcnn import CGCNN, CGCNNConfig, NeighborTable, crystal_table
 from druse_export.training.batches import loaders
 from druse_export.training.module import TrainingModule, fit
 from druse_export.training.settings import CGCNNSettings, Machine
@@ -30,16 +29,8 @@ class Batches(torch.utils.data.Dataset[tuple[NeighborTable, Tensor]]):
         table = table.select(np.isfinite(values))
         values = table.properties[settings.property]
         crystals = table.crystals
-        graph = radius_graph(
-            crystals.frac,
-            crystals.cells,
-            crystals.offsets,
-            cutoff=config.cutoff,
-            max_neighbors=config.n_neighbors,
-            shell_tolerance=None,
-        )
         self.offsets = crystals.offsets
-        self.whole = neighbor_table(graph, crystals.species, config)
+        self.whole = crystal_table(crystals, config)
         if settings.threshold is not None:
             self.targets = torch.from_numpy((values > settings.threshold).astype(np.int64))
         else:
