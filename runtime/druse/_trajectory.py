@@ -12,7 +12,6 @@ from druse._score import plan, spec_graph
 from druse.bravais import constrain
 from druse.control import Control, Masks
 from druse.crystals import Crystals
-from druse.errors import InputError
 from druse.lattice import cells_from_parameters, plane_spacings
 from druse.model import HeadOutputs, Model
 from druse.noise import Purpose, uniform
@@ -20,8 +19,8 @@ from druse.samplers import run
 from druse.sampling import LangevinState, langevin_update
 from druse.schedules import SamplingSchedule
 
-_SMALLEST, _LARGEST = 1.0, 100.0
-"""Lengths of a cell in Angstrom beyond which heads are not believed."""
+_SMALLEST, _LARGEST, _FLATTEST = 1.0, 100.0, 0.1
+"""Lengths of a cell, and distances of its planes, in Angstrom, beyond which heads are not believed."""
 
 
 class Changes(NamedTuple):
@@ -75,14 +74,16 @@ def possible_cells(heads: HeadOutputs, system: str) -> tuple[np.ndarray, Float64
     status = np.full(n, SINGULAR, np.uint32)
     lengths, angles = heads.lengths.astype(np.float64), heads.angles.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        good = (lengths >= _SMALLEST) & (lengths <= _LARGEST) & (angles > 1) & (angles < 179)
-    for b in np.flatnonzero(good.all(axis=1)):
-        try:
-            cell = cells_from_parameters(lengths[b : b + 1], angles[b : b + 1])
-            cells[b : b + 1], change[b : b + 1] = constrain(cell, system) if system else (cell, np.zeros(1))
-        except InputError:
-            continue
-        status[b] = 0 if plane_spacings(cells[b : b + 1]).min() > 0.1 * _SMALLEST else SINGULAR
+        good = np.flatnonzero(
+            np.all((lengths >= _SMALLEST) & (lengths <= _LARGEST), axis=1)
+            & np.all((angles > 1) & (angles < 179), axis=1)
+            & (angles.sum(axis=1) < 359)
+            & (2 * angles.max(axis=1) < angles.sum(axis=1) - 1)
+        )
+    found = cells_from_parameters(lengths[good], angles[good])
+    good, found = (array[plane_spacings(found).min(axis=1) > _FLATTEST] for array in (good, found))
+    cells[good], change[good] = constrain(found, system) if system else (found, np.zeros(len(good)))
+    status[good] = 0
     return cells, change, status
 
 

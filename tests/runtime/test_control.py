@@ -1,12 +1,17 @@
 """Strict control: masks, and what cannot be met."""
 
+import math
+
 import numpy as np
 import pytest
 
-from druse._trajectory import draw_types
+from druse._trajectory import draw_types, possible_cells
+from druse.bravais import constrain
 from druse.control import Control
 from druse.elements import SYMBOLS, formula_of
 from druse.errors import InputError
+from druse.lattice import cells_from_parameters
+from druse.model import HeadOutputs
 
 
 def counts_of(control: Control, max_atoms: int = 20) -> list[int]:
@@ -99,3 +104,26 @@ def test_types_under_control() -> None:
         types = draw_types(logits, Control(formula="LiFePO4").masks(20, 100), rng.random((14, 2)))
         assert formula_of(types) == "Li2O8P2Fe2"
         assert len(draw_types(logits, Control().masks(20, 100), rng.random((13, 2)))) == 13
+
+
+def heads_of(lengths: list[list[float]], angles: list[list[float]]) -> HeadOutputs:
+    n = len(lengths)
+    sizes = np.full(n, 4, np.int32)
+    nothing = np.zeros((n, 21), np.float32), np.zeros((n, 100), np.float32)
+    shape = np.array(lengths, np.float32), np.array(angles, np.float32)
+    return HeadOutputs(nothing[0], sizes, *shape, nothing[1])
+
+
+def test_cells_that_cannot_be_are_marked_and_the_others_stay() -> None:
+    lengths = [[4.0, 5.0, 6.0]] * 9
+    lengths[1], lengths[2], lengths[3] = [0.2, 5.0, 6.0], [-4.0, 5.0, 6.0], [4.0, math.nan, 6.0]
+    angles = [[80.0, 90.0, 100.0]] * 9
+    angles[4], angles[5] = [120.0, 120.0, 121.0], [30.0, 40.0, 90.0]
+    angles[6], angles[7] = [math.inf, 90.0, 90.0], [90.0, 90.0, 179.9]
+    for system in ("", "cubic"):
+        cells, change, status = possible_cells(heads_of(lengths, angles), system)
+        assert np.flatnonzero(status == 0).tolist() == [0, 8]
+        assert np.isinf(change[1:8]).all()
+        assert np.isfinite(cells).all()
+        wanted = cells_from_parameters(lengths[:1], angles[:1])
+        assert np.allclose(cells[[0, 8]], constrain(wanted, system)[0] if system else wanted)
