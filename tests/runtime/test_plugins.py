@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "parts").write_text("a file")
     result = druse("data", "split", str(tmp_path / "table.csv"), "--out", str(tmp_path / "parts"))
     assert result.returncode == 1
-    assert result.stderr == f"error: {tmp_path / 'parts'}: file exists\n"
+    assert result.stderr == f"error: {tmp_path / 'parts'}: file exists; give another name\n"
 
 
 def test_a_name_that_a_terminal_would_obey_is_shown_harmless(tmp_path: Path) -> None:
