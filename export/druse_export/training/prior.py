@@ -119,6 +119,8 @@ def train_prior(
         The averaged prior, in evaluation mode.
     """
     machine = machine or Machine()
+    if machine.threads:  # for encoding too: two runs side by side with every core each wait for one another
+        torch.set_num_threads(machine.threads)
     if settings.prior.latent != model.config.latent:
         raise InputError(
             f"`latent` of the prior must be the model's, {model.config.latent}, got {settings.prior.latent}"
