@@ -33,6 +33,7 @@ def build_bundle(
     data: Path | None = None,
     property_: str | None = None,
     precisions: Collection[Precision] = (),
+    note: str = "",
     progress: Progress | None = None,
 ) -> Bundle:
     """A bundle of a model of step one with its priors, or of a CGCNN.
@@ -46,6 +47,7 @@ def build_bundle(
         data: training data, whose properties are kept for drawing conditions from.
         property_: ``NAME=LOW:HIGH:SPACING[:UNIT]`` of what a CGCNN predicts, needed where the name is not a known one.
         precisions: see `druse_export.bundles.build.build_con_cdvae`.
+        note: anything that users should know of the training, for the provenance.
         progress: see there.
 
     Raises:
@@ -72,7 +74,7 @@ def build_bundle(
             threshold=threshold,
             name=name,
             licence=licence,
-            provenance=_provenance(facts, {path.name: digest(path)}, path),
+            provenance=_provenance(facts, {path.name: digest(path)}, path, note),
         )
     if property_ is not None:
         raise InputError(f"{path.name} is no CGCNN and has its properties in itself; leave --property out")
@@ -92,8 +94,8 @@ def build_bundle(
         hashes[f"{key}: {prior_path.name}"] = digest(prior_path)
     values = None if data is None else property_values(data, network, loaded)
     return build_con_cdvae(
-        network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path), values=values,
-        precisions=precisions, progress=progress,
+        network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path, note),
+        values=values, precisions=precisions, progress=progress,
     )  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def _job(facts: Mapping[str, str], path: Path) -> _Job:
         ) from error
 
 
-def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path) -> Provenance:
+def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path, note: str) -> Provenance:
     data = _job(facts, path).data.train if "job" in facts else facts.get("data", "")
     try:
         figures = {key.removeprefix("val_"): float(value) for key, value in facts.items() if key.startswith("val_")}
@@ -151,7 +153,7 @@ def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path) ->
         steps=steps,
         epochs=None if epoch is None else epoch + 1,
         figures={key: value for key, value in figures.items() if math.isfinite(value)},  # JSON has no others
-        note=facts.get("validation", ""),
+        note="; ".join(filter(None, (facts.get("validation", ""), note))),
     )
 
 

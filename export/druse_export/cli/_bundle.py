@@ -45,6 +45,7 @@ def build(
     name: Name = None,
     licence: Licence = "MIT",
     precision: Precisions = None,
+    note: Annotated[str, typer.Option(help="What users should know of the training.")] = "",
     archive: Archive = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -59,7 +60,7 @@ def build(
     with counting("exporting", wanted=not as_json) as progress:
         bundle = build_bundle(
             model, out, priors=priors, data=data, property_=property_, name=name or out.name, licence=licence,
-            precisions=_precisions(precision), progress=_bar(progress),
+            precisions=_precisions(precision), note=note, progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
 
