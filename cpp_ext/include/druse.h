@@ -33,7 +33,7 @@
 extern "C" {
 #endif
 
-#define DRUSE_ABI_VERSION 1
+#define DRUSE_ABI_VERSION 2
 
 typedef enum {
     DRUSE_OK = 0,
@@ -147,11 +147,14 @@ typedef struct {
     const uint64_t *crystal_ids; /* [n_crystals] */
 } druse_noise_key;
 
-/* Standard normal draws (Box-Muller) and uniform ones in (0, 1). `offsets` nullable: one row a crystal. */
+/* Standard normal draws (Box-Muller), uniform ones in (0, 1), and standard Gumbel ones, whose sums with logits are largest
+ * at each index with its softmax probability. `offsets` nullable: one row a crystal. */
 DRUSE_API int32_t druse_normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
                                const int64_t *offsets, int32_t width, float *out);
 DRUSE_API int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
                                 const int64_t *offsets, int32_t width, double *out);
+DRUSE_API int32_t druse_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
+                               const int64_t *offsets, int32_t width, float *out);
 
 /* ---- sampler updates, in place ---------------------------------------------------------------------------------- */
 

@@ -218,6 +218,12 @@ int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *key, int64_
     DRUSE_DISPATCH(uniform, key, n_crystals, offsets, width, out);
 }
 
+int32_t druse_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                     int32_t width, float *out) {
+    if (const int32_t failure = check_draw(exec, key, n_crystals, offsets, width, out)) return failure;
+    DRUSE_DISPATCH(gumbel, key, n_crystals, offsets, width, out);
+}
+
 int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                        const double *cells, double drift, double diffusion, const float *score, const float *noise,
                        int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,

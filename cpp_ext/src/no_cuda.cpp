@@ -21,6 +21,9 @@ int32_t normal(const druse_exec *, const druse_noise_key *, int64_t, const int64
 int32_t uniform(const druse_exec *, const druse_noise_key *, int64_t, const int64_t *, int32_t, double *) {
     return DRUSE_ERROR_UNSUPPORTED;
 }
+int32_t gumbel(const druse_exec *, const druse_noise_key *, int64_t, const int64_t *, int32_t, float *) {
+    return DRUSE_ERROR_UNSUPPORTED;
+}
 int32_t langevin(const druse_exec *, const druse_noise_key *, int64_t, const int64_t *, const double *, double, double,
                  const float *, const float *, int32_t, const float *, const uint8_t *, double *, int32_t *,
                  uint32_t *) {

@@ -15,7 +15,7 @@ import numpy as np
 
 from druse.errors import DeviceError, DruseError, InputError, NativeLibraryError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 OK, ERROR_ARGUMENT, ERROR_MEMORY, ERROR_UNSUPPORTED, ERROR_CUDA = range(5)
 ISAS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
@@ -163,6 +163,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_philox": (None, (_P, _P, _P)),
     "druse_normal": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
     "druse_uniform": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
+    "druse_gumbel": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
     "druse_langevin": (_I, (_EXEC, _KEY, _N, _P, _P, _D, _D, _P, _P, _I, _P, _P, _P, _P, _P)),
     "druse_ddpm": (_I, (_EXEC, _KEY, _N, _I, _D, _D, _D, _P, _P, _P, _P)),
     "druse_radial_basis": (_I, (_EXEC, _N, _P, _D, _I, _P)),

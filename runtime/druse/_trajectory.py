@@ -14,7 +14,7 @@ from druse.control import Control, Masks
 from druse.crystals import Crystals
 from druse.lattice import cells_from_parameters, plane_spacings
 from druse.model import HeadOutputs, Model
-from druse.noise import Purpose, uniform
+from druse.noise import Purpose, gumbel, uniform
 from druse.samplers import run
 from druse.sampling import LangevinState, langevin_update
 from druse.schedules import SamplingSchedule
@@ -191,14 +191,19 @@ def walk(
     if allowed is not None:
         allowed = np.tile(allowed, (len(crystals), 1))
     bits = np.zeros(len(crystals), np.uint32)
+    left = schedule.n_evaluations(len(levels))
     last: list[Any] = [None]
 
     def score(state: LangevinState, level: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal left
         tick()
         now = Crystals(state.frac, cells, offsets, state.species)
         scaled, logits, status = model.score(now, None, level, latent=latent, graph=spec_graph(now, spec))
         bits[:] |= status & STOPPED
         last[0] = logits
+        left -= 1
+        if schedule.draw_types and left and not fixed:
+            logits = logits + gumbel(seed, Purpose.TYPES, left, ids, width=logits.shape[1], offsets=offsets)
         return scaled, logits
 
     def update(

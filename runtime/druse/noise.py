@@ -25,7 +25,7 @@ from druse import _native
 from druse._arrays import CrystalIds, Float32, Float64, Offsets, as_array, as_offsets, number, output
 from druse.errors import InputError
 
-__all__ = ["Purpose", "normal", "uniform"]
+__all__ = ["Purpose", "gumbel", "normal", "uniform"]
 
 
 class Purpose(enum.IntEnum):
@@ -38,6 +38,7 @@ class Purpose(enum.IntEnum):
     COORDINATES = 5
     LANGEVIN = 6
     CORRECTOR = 7
+    TYPES = 8
 
 
 def _key(seed: int, purpose: int, step: int, crystal_ids: Any) -> tuple[_native.NoiseKey, CrystalIds]:
@@ -127,3 +128,24 @@ def uniform(
         ``[rows, width]`` float64.
     """
     return _draw("druse_uniform", np.float64, seed, purpose, step, crystal_ids, width, offsets, out, n_threads, "best")  # type: ignore[no-any-return]
+
+
+def gumbel(
+    seed: int,
+    purpose: int,
+    step: int,
+    crystal_ids: Any,
+    *,
+    width: int,
+    offsets: Any | None = None,
+    out: Float32[np.ndarray, "rows width"] | None = None,
+    n_threads: int = 1,
+) -> Float32[np.ndarray, "rows width"]:
+    """Standard Gumbel draws, from -3.14 to 22.9: the largest of logits plus draws is index k with softmax probability.
+
+    Arguments and errors are those of `normal`.
+
+    Returns:
+        ``[rows, width]`` float32.
+    """
+    return _draw("druse_gumbel", np.float32, seed, purpose, step, crystal_ids, width, offsets, out, n_threads, "best")  # type: ignore[no-any-return]

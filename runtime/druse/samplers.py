@@ -10,8 +10,8 @@ D(X, sigma)           ``X + sigma * scaled``: the crystal that the network expec
 alpha_i               ``step_lr * (sigma_i / sigma_last)^2``, the length of a Langevin step in square Angstrom
 ====================  ========================================================================================
 
-Every evaluation names the types too: an atom becomes the element of its largest logit. A sampler knows nothing of
-batches, noise or types; `Update` does.
+Every evaluation names the types too: an atom becomes the element of its largest logit (to which the caller may have
+added noise). A sampler knows nothing of batches, noise or types; `ScoreNetwork` and `Update` do.
 
 References: Xie et al., "Crystal diffusion variational autoencoder", ICLR 2022 (annealed Langevin dynamics); Song et
 al., "Score-based generative modeling", ICLR 2021 (ancestral and predictor-corrector steps where variance explodes);

@@ -66,6 +66,8 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         skip: levels are left out, for each crystal, whose sigma exceeds this many times the largest distance of its
             lattice planes: there, places are uniform anyway. 0 leaves out none.
         sigma_stop: levels below it are left out, in Angstrom.
+        draw_types: at every evaluation but the last, each atom becomes an element drawn by the network's probabilities,
+            not the most likely one. In training, too, types are noise where places are.
         denoise: end with the mean that the network expects at the last level, without noise. Methods from level to
             level always do.
     """
@@ -76,6 +78,7 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     step_lr: float = 1e-4
     skip: float = 0.0
     sigma_stop: float = 0.0
+    draw_types: bool = True
     denoise: bool = True
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 SCHEDULES: dict[str, SamplingSchedule] = {
-    "faithful": SamplingSchedule(method="langevin", n_steps=100, denoise=False),
+    "faithful": SamplingSchedule(method="langevin", n_steps=100, draw_types=False, denoise=False),
     "langevin-10": SamplingSchedule(method="langevin", n_steps=10, skip=0.5),
     "ancestral": SamplingSchedule(method="ancestral", skip=0.5),
     "predictor-corrector": SamplingSchedule(method="ancestral", n_steps=4, skip=0.5),

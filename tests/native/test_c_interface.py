@@ -135,7 +135,7 @@ def test_a_wrong_incidence_call_writes_nothing(change: dict[str, Any]) -> None:
     assert given["degree"].tolist() == [1, 1, 0, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("function", ["druse_normal", "druse_uniform"])
+@pytest.mark.parametrize("function", ["druse_normal", "druse_uniform", "druse_gumbel"])
 def test_wrong_noise_calls_write_nothing(function: str) -> None:
     ids, out = np.zeros(2, np.uint64), np.full(64, UNTOUCHED, np.float64)
     good, falling = _native.NoiseKey(1, 6, 0, ids.ctypes.data), np.array([0, 2, 1], np.int64)

@@ -11,7 +11,7 @@ from reference.guard import Guard
 from scipy import stats
 
 from druse import DeviceError, _native
-from druse.noise import Purpose, normal, uniform
+from druse.noise import Purpose, gumbel, normal, uniform
 
 SEED = 20_240_817_123_456_789
 IDS = np.array([0, 1, 2, 17, 2**32 + 5, 2**64 - 1], np.uint64)
@@ -80,6 +80,16 @@ def test_any_name_against_the_twin(seed: int, purpose: int, step: int, crystal_i
     )
 
 
+@pytest.mark.parametrize("width", [1, 3, 4, 100])
+def test_gumbel_draws_are_the_twins(width: int) -> None:
+    offsets = np.cumsum([0, 2, 0, 1, 9, 2, 5])
+    drawn = gumbel(SEED, Purpose.TYPES, 3, IDS, width=width, offsets=offsets)
+    for b, crystal_id in enumerate(IDS.tolist()):
+        rows = drawn[offsets[b] : offsets[b + 1]]
+        expected = twin.gumbel(SEED, Purpose.TYPES, 3, crystal_id, len(rows), width)
+        np.testing.assert_allclose(rows, expected.reshape(-1, width), atol=6e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("width", [1, 3, 4, 6])
 def test_uniform_draws_are_the_twins(width: int) -> None:
     offsets = np.cumsum([0, 2, 0, 1, 9, 2, 5])
@@ -92,7 +102,7 @@ def test_uniform_draws_are_the_twins(width: int) -> None:
 
 # ---- named, not consumed --------------------------------------------------------------------------------------------
 
-draws = pytest.mark.parametrize("draw", [normal, uniform])
+draws = pytest.mark.parametrize("draw", [normal, uniform, gumbel])
 
 
 @draws
@@ -156,6 +166,7 @@ def test_purposes_are_part_of_a_runs_identity() -> None:
         "COORDINATES": 5,
         "LANGEVIN": 6,
         "CORRECTOR": 7,
+        "TYPES": 8,
     }
 
 
@@ -185,6 +196,15 @@ def test_both_of_a_box_muller_pair_are_normal(million: np.ndarray) -> None:
     angle = np.arctan2(pair[:, 1], pair[:, 0]) / (2 * np.pi) + 0.5
     assert stats.kstest(angle, "uniform").pvalue > 0.01
     assert stats.kstest((pair**2).sum(axis=1), "chi2", args=(2,)).pvalue > 0.01
+
+
+def test_gumbel_draws_name_types_by_their_probabilities() -> None:
+    drawn = gumbel(1, Purpose.TYPES, 0, np.arange(100_000), width=5)
+    assert stats.kstest(drawn[:20_000].ravel(), "gumbel_r").pvalue > 0.01
+    assert np.isfinite(drawn).all()
+    logits = np.array([0.0, 2.0, -1.0, 1.0, -3.0])
+    shares = np.bincount((logits + drawn).argmax(axis=1), minlength=5) / len(drawn)
+    np.testing.assert_allclose(shares, np.exp(logits) / np.exp(logits).sum(), atol=0.005)
 
 
 def test_uniform_draws_are_uniform() -> None:
@@ -237,7 +257,7 @@ def test_any_number_of_threads(draw: Callable[..., np.ndarray]) -> None:
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 63, 64, 65])
 @pytest.mark.parametrize("rows", [0, 1, 17])
 def test_nothing_is_written_beside_the_output(draw: Callable[..., np.ndarray], width: int, rows: int) -> None:
-    guard = Guard(np.float32 if draw is normal else np.float64, rows, width)
+    guard = Guard(np.float64 if draw is uniform else np.float32, rows, width)
     drawn = draw(SEED, 6, 3, [5], width=width, offsets=[0, rows], out=guard.array)
     guard.check()
     assert drawn is guard.array

@@ -48,3 +48,9 @@ def normal(seed: int, purpose: int, step: int, crystal_id: int, n_rows: int, wid
             row += [radius * math.cos(angle), radius * math.sin(angle)]
         drawn.append(row[:width])
     return np.array(drawn)
+
+
+def gumbel(seed: int, purpose: int, step: int, crystal_id: int, n_rows: int, width: int) -> np.ndarray:
+    """The inverse of the distribution function exp(-exp(-x)), at 1 less a uniform number."""
+    drawn = uniform(seed, purpose, step, crystal_id, n_rows, width)
+    return -np.log(-np.log1p(-drawn))

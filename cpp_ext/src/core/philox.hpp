@@ -40,6 +40,16 @@ DRUSE_HD Words noise_block(uint64_t seed, uint64_t crystal_id, uint32_t step, ui
 // A word as a uniform number in (0, 1): the middle of its interval, exact in float64.
 DRUSE_HD double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * (1.0 / 4294967296.0); }
 
+// A word as a standard Gumbel number, -log(-log(1 - v)) with v uniform: -3.14 to 22.9. Near 0 and near 1, v and 1 - v keep
+// their digits.
+DRUSE_HD float gumbel_of(uint32_t word) {
+    const float v = static_cast<float>(word) * 2.32830644e-10f + 1.16415322e-10f;
+    const float rest = static_cast<float>(~word) * 2.32830644e-10f + 1.16415322e-10f;
+    const float series = v + v * v * (0.5f + v * (1.0f / 3.0f + v * 0.25f));
+    const float exponential = v < 0.015625f ? series : -log_f32(rest);
+    return -log_f32(exponential);
+}
+
 // Box-Muller: two words to two standard normal numbers. |value| < 6.8; u rounds to 1 for words above 2^32 - 129.
 DRUSE_HD void normal_pair(uint32_t word0, uint32_t word1, float *first, float *second) {
     const float u = static_cast<float>(word0) * 2.32830644e-10f + 1.16415322e-10f;

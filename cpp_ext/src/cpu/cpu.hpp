@@ -18,6 +18,8 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
                int32_t width, float *out);
 int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                 int32_t width, double *out);
+int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+               int32_t width, float *out);
 int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                  const double *cells, double drift, double diffusion, const float *score, const float *noise,
                  int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,

@@ -19,6 +19,25 @@ int64_t grain(int64_t rows_total, int64_t n_crystals, int64_t width) {
     return 8192 / per_crystal + 1;
 }
 
+// Numbers of one word each.
+template <class Number>
+int32_t each_word(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                  int32_t width, Number *out, Number (*of)(uint32_t)) {
+    const int64_t blocks_per_row = (width + 3) / 4;
+    const int64_t per_task = grain(first_row(offsets, n_crystals), n_crystals, width);
+    parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b)
+            for (int64_t row = first_row(offsets, b), r = 0; row < first_row(offsets, b + 1); ++row, ++r)
+                for (int32_t column = 0; column < width; column += 4) {
+                    const uint32_t block = static_cast<uint32_t>(r * blocks_per_row + column / 4);
+                    const Words words = noise_block(key->seed, key->crystal_ids[b], key->step, key->purpose, block);
+                    for (int lane = 0; lane < 4 && column + lane < width; ++lane)
+                        out[row * width + column + lane] = of(words.w[lane]);
+                }
+    });
+    return DRUSE_OK;
+}
+
 }  // namespace
 
 int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
@@ -37,19 +56,12 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
 
 int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                 int32_t width, double *out) {
-    const int64_t blocks_per_row = (width + 3) / 4;
-    const int64_t per_task = grain(first_row(offsets, n_crystals), n_crystals, width);
-    parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b)
-            for (int64_t row = first_row(offsets, b), r = 0; row < first_row(offsets, b + 1); ++row, ++r)
-                for (int32_t column = 0; column < width; column += 4) {
-                    const uint32_t block = static_cast<uint32_t>(r * blocks_per_row + column / 4);
-                    const Words words = noise_block(key->seed, key->crystal_ids[b], key->step, key->purpose, block);
-                    for (int lane = 0; lane < 4 && column + lane < width; ++lane)
-                        out[row * width + column + lane] = uniform_of(words.w[lane]);
-                }
-    });
-    return DRUSE_OK;
+    return each_word(exec, key, n_crystals, offsets, width, out, uniform_of);
+}
+
+int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+               int32_t width, float *out) {
+    return each_word(exec, key, n_crystals, offsets, width, out, gumbel_of);
 }
 
 // Draws in portions on the stack, so that no update can run out of memory half-way. Two passes: the first only asks whether

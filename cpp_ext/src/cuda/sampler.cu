@@ -34,14 +34,15 @@ __global__ void normal_kernel(Key key, const int64_t *offsets, int32_t width, fl
     }
 }
 
-__global__ void uniform_kernel(Key key, const int64_t *offsets, int32_t width, double *out) {
+// Numbers of one word each.
+template <class Number, Number (*of)(uint32_t)>
+__global__ void word_kernel(Key key, const int64_t *offsets, int32_t width, Number *out) {
     const int64_t b = blockIdx.x, row0 = first_row(offsets, b);
     const int64_t blocks_per_row = (width + 3) / 4, n_blocks = (first_row(offsets, b + 1) - row0) * blocks_per_row;
     for (int64_t k = threadIdx.x; k < n_blocks; k += blockDim.x) {
         const Words words = noise_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
         const int64_t row = row0 + k / blocks_per_row, column = 4 * (k % blocks_per_row);
-        for (int lane = 0; lane < 4 && column + lane < width; ++lane)
-            out[row * width + column + lane] = uniform_of(words.w[lane]);
+        for (int lane = 0; lane < 4 && column + lane < width; ++lane) out[row * width + column + lane] = of(words.w[lane]);
     }
 }
 
@@ -136,7 +137,16 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
 int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                 int32_t width, double *out) {
     if (n_crystals == 0) return DRUSE_OK;
-    uniform_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, out);
+    word_kernel<double, uniform_of>
+        <<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, out);
+    return launched();
+}
+
+int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+               int32_t width, float *out) {
+    if (n_crystals == 0) return DRUSE_OK;
+    word_kernel<float, gumbel_of>
+        <<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, out);
     return launched();
 }
 
