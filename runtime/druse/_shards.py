@@ -79,6 +79,9 @@ class Shard:
             species[atoms] = np.concatenate([part.state.species for part in parts])
             status[chosen] |= np.concatenate([part.state.status for part in parts])
             composition[chosen] |= np.concatenate([part.forced for part in parts])
+        # atoms of one element stand together, as people and other programs expect
+        owner = np.repeat(np.arange(len(crystals)), crystals.n_atoms)
+        order = np.lexsort((species, owner))
         columns = {
             "latent": self._ranked.latent_ids,
             "cost": self._ranked.cost,
@@ -88,7 +91,7 @@ class Shard:
             "changed_composition": composition,
             "changed_lattice": changes.lattice,
         }
-        return Generated(frac, crystals.cells, crystals.offsets, species, self._ids, status, columns)
+        return Generated(frac[order], crystals.cells, crystals.offsets, species[order], self._ids, status, columns)
 
 
 def _all_parts(bins: list[range], walked: Callable[[range], _trajectory.Finished]) -> list[_trajectory.Finished]:

@@ -65,6 +65,7 @@ def test_what_comes(crystals: Generated) -> None:
     assert np.isfinite(good.frac).all()
     assert np.all((good.frac >= 0) & (good.frac < 1))
     assert good.species.min() >= 1
+    assert all(np.all(np.diff(crystal.species) >= 0) for crystal in good)
     assert np.all((good.n_atoms >= 1) & (good.n_atoms <= 8))
     assert np.all(np.diff(crystals.columns["cost"]) >= 0)
     assert len(set(crystals.columns["latent"].tolist())) == 24
