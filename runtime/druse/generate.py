@@ -27,7 +27,7 @@ from druse.noise import Purpose, normal
 from druse.schedules import SamplingSchedule, sampling_schedule
 from druse.strategies import Conditions, conditions_for
 
-__all__ = ["DEFAULT_SCHEDULE", "Generated", "Generator", "Progress", "Ranked", "Report", "Request"]
+__all__ = ["DEFAULT_SCHEDULE", "OVERSAMPLE", "Generated", "Generator", "Progress", "Ranked", "Report", "Request"]
 
 _BLOCK = 4096
 """Latents drawn at once."""

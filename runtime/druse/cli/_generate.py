@@ -15,11 +15,25 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from druse.conditions import CRYSTAL_SYSTEMS
+from druse.control import Control
 from druse.errors import InputError
+from druse.generate import DEFAULT_SCHEDULE, OVERSAMPLE, Generator, Request
+from druse.runs import Run, Summary
+from druse.schedules import SCHEDULES, sampling_schedule
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress bar.")]
 Threads = Annotated[int, typer.Option(help="0: every core.", min=0)]
 BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Folder or .zip; the one that comes with Druse.")]
+
+
+def _control(text: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Control: what every crystal must be", **options)
+
+
+def _how(text: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="How", **options)
+
 
 _TITLES = {"latents": "ranking latents", "crystals": "sampling crystals"}
 
@@ -64,44 +78,41 @@ def generate(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="What a property shall be, as NAME=VALUE, such as formation_energy_per_atom=-2; may be repeated.",
+            help="What a property shall be, such as formation_energy_per_atom=-2; several times for several.",
             metavar="NAME=VALUE",
         ),
     ] = None,
     bundle: BundlePath = None,
-    strategy: Annotated[str, typer.Option(help="auto, default, full or less.")] = "auto",
-    independent: Annotated[bool, typer.Option(help="With less: draw each missing property by itself.")] = False,
-    schedule: Annotated[str, typer.Option(help="How crystals are sampled: a name from docs/sampling.md.")] = "",
-    oversample: Annotated[int, typer.Option(help="Latents drawn for each crystal that is kept.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed gives the same crystals.")] = 0,
-    formula: Annotated[str, typer.Option(help="Exactly this composition, such as LiFePO4.")] = "",
-    z: Annotated[int, typer.Option("--z", help="Formula units in the cell. 0: as the model likes.", min=0)] = 0,
-    elements: Annotated[str, typer.Option(help="Only from these elements, such as Li,Fe,O.")] = "",
-    exclude: Annotated[str, typer.Option(help="Without these elements.")] = "",
-    n_atoms: Annotated[str, typer.Option(help="Atoms in the cell: a number, or a range such as 4-12.")] = "",
-    crystal_system: Annotated[str, typer.Option(help="Of the lattice: triclinic to cubic.")] = "",
-    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; what the backend can.")] = "fp32",
-    threads: Threads = 0,
-    batch: Annotated[int, typer.Option(help="Crystals stored together. 0: about a minute's.", min=0)] = 0,
     as_json: AsJSON = False,
+    formula: Annotated[str, _control("Exactly this composition, such as LiFePO4.")] = "",
+    z: Annotated[int, _control("Formula units in the cell. 0: as the model likes.", "--z", min=0)] = 0,
+    elements: Annotated[str, _control("Only from these elements, such as Li,Fe,O.")] = "",
+    exclude: Annotated[str, _control("Without these elements, such as Pb,Cd.")] = "",
+    n_atoms: Annotated[str, _control("Atoms in the cell: a number, or a range such as 4-12.")] = "",
+    crystal_system: Annotated[str, _control(f"Of the lattice: {', '.join(CRYSTAL_SYSTEMS)}.")] = "",
+    strategy: Annotated[str, _how("auto, default, full or less: what conditions the latents.")] = "auto",
+    independent: Annotated[bool, _how("With less: draw each missing property by itself.", "--independent")] = False,
+    oversample: Annotated[int, _how("Latents drawn for each crystal that is kept.")] = OVERSAMPLE,
+    schedule: Annotated[
+        str, _how(f"How crystals are sampled: {', '.join(SCHEDULES)}.", autocompletion=lambda: list(SCHEDULES))
+    ] = DEFAULT_SCHEDULE,
+    backend: Annotated[str, _how("auto, ort-cpu or ort-openvino.")] = "auto",
+    precision: Annotated[str, _how("fp32, bf16 or fp16; what the backend can.")] = "fp32",
+    threads: Annotated[int, _how("0: every core.", min=0)] = 0,
+    batch: Annotated[int, _how("Crystals stored together. 0: about a minute's.", min=0)] = 0,
 ) -> None:
     """Crystals to property targets, in a folder that any interruption leaves whole.
 
     Example: druse generate --target formation_energy_per_atom=-2 --count 32 --out runs/demo
     """
-    from druse.control import Control
-    from druse.generate import DEFAULT_SCHEDULE, Generator, Request
-    from druse.runs import Run
-    from druse.schedules import sampling_schedule
-
     control = Control(
         formula=formula, z=z, elements=_symbols(elements), exclude=_symbols(exclude), n_atoms=_range(n_atoms),
         crystal_system=crystal_system,
     )  # fmt: skip
     request = Request(
         targets=_targets(target or []), count=count, strategy=strategy, independent=independent, control=control,
-        schedule=sampling_schedule(schedule or DEFAULT_SCHEDULE), oversample=oversample, seed=seed, batch=batch,
+        schedule=sampling_schedule(schedule), oversample=oversample, seed=seed, batch=batch,
     )  # fmt: skip
     console = Console(stderr=True)
     generator = Generator(bundle, backend=backend, precision=precision, n_threads=threads)
@@ -120,8 +131,6 @@ def resume(
     as_json: AsJSON = False,
 ) -> None:
     """Go on with a run that was interrupted; it gives what it would have given."""
-    from druse.runs import Run
-
     opened = Run.open(run)
     _finish(opened, opened.generator(bundle=bundle, n_threads=threads), Console(stderr=True), as_json)
 
@@ -133,8 +142,6 @@ def export(
     as_json: AsJSON = False,
 ) -> None:
     """Write the finished crystals of a run, but for failed ones, to one file."""
-    from druse.runs import Run
-
     opened = Run.open(run)
     n = opened.export(out, format=format)
     if as_json:
@@ -145,7 +152,7 @@ def export(
     typer.echo(f"{n:,} crystals in {out}{rest}")
 
 
-def _finish(run: Any, generator: Any, console: Console, as_json: bool) -> None:
+def _finish(run: Run, generator: Generator, console: Console, as_json: bool) -> None:
     with _Bars(console, not as_json) as bars:
         try:
             summary = run.finish(generator, progress=bars)
@@ -163,7 +170,7 @@ def _finish(run: Any, generator: Any, console: Console, as_json: bool) -> None:
     Console().print(_table(run, summary))
 
 
-def _table(run: Any, summary: Any) -> Table:
+def _table(run: Run, summary: Summary) -> Table:
     seconds, bad = summary.seconds, summary.finished - summary.good
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
