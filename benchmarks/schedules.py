@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import rich.progress
 import rich.table
 
 from druse import SCHEDULES, Crystals, Generator, Request, Run, SamplingSchedule, radius_graph
+from druse._files import whole_file
 from druse.lattice import volumes
 from druse.properties import PropertyModel
 from druse.validity import compositional_faults, structural_faults
@@ -88,10 +88,10 @@ def sampled(name: str, folder: Path, generator: Generator, options: argparse.Nam
     bar = rich.progress.Progress(console=rich.console.Console(stderr=True), disable=not sys.stderr.isatty())
     with bar:
         task = bar.add_task(name, total=options.count)
-        start, before = time.perf_counter(), run.finished
-        run.finish(generator, progress=lambda p: bar.update(task, completed=p.done, total=p.total))
+        before = run.finished
+        summary = run.finish(generator, progress=lambda p: bar.update(task, completed=p.done, total=p.total))
     made = run.finished - before
-    return run, (time.perf_counter() - start) * options.count / made if made else np.nan
+    return run, summary.seconds["crystals"] * options.count / made if made else np.nan
 
 
 def measured(run: Run, energy: PropertyModel | None) -> dict[str, Any]:
@@ -117,8 +117,9 @@ def relaxed(run: Run, steps: int) -> dict[str, Any]:
         from relaxation import relax
 
         result = relax(run.crystals(), n_steps=steps)
-        np.savez(
-            path, displacement=result.displacement, rmsd=result.rmsd, before=result.energy_before, after=result.energy,
+        with whole_file(path, "wb") as file:
+            np.savez(
+            file, displacement=result.displacement, rmsd=result.rmsd, before=result.energy_before, after=result.energy,
             converged=result.converged, failed=result.failed,
         )  # fmt: skip
     with np.load(path) as file:

@@ -1,5 +1,6 @@
 """``manifest.json``: everything that a bundle says about itself, typed. `druse.bundle` is the public face."""
 
+import itertools
 import posixpath
 from typing import Literal
 
@@ -185,6 +186,8 @@ class ConCDVAEManifest(
     def __post_init__(self) -> None:
         if not self.sigmas or not all(0 < sigma <= 1e3 for sigma in (*self.sigmas, *self.type_sigmas)):
             raise ValueError("`sigmas` must be numbers above 0 and up to 1000")
+        if any(b >= a for a, b in itertools.pairwise(self.sigmas)):
+            raise ValueError("`sigmas` must fall from the first to the last")
         if not (1 <= self.max_atoms <= 10000 and 1 <= self.n_species <= 118 and 1 <= self.latent <= 65536):
             raise ValueError("`max_atoms`, `n_species` or `latent` is out of range")
         if not all(name.isidentifier() for name in self.priors):

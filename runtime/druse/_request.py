@@ -63,6 +63,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     batch: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("targets", "count", "oversample", "seed", "batch"):  # numbers of NumPy are not for JSON
+            value = getattr(self, name)
+            plain = {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else _plain(value)
+            msgspec.structs.force_setattr(self, name, plain)
         number("count", self.count, "a whole number from 1 up", lambda n: 1 <= n <= 2**40, integer=True)
         number("oversample", self.oversample, "a whole number from 1 up", lambda n: 1 <= n <= 2**20, integer=True)
         number("seed", self.seed, "a whole number from 0 to 2^64 - 1", lambda n: 0 <= n < 2**64, integer=True)
@@ -153,3 +157,7 @@ class Generated(Crystals):
         return Generated(
             some.frac, some.cells, some.offsets, some.species, self.ids[chosen], self.status[chosen], columns
         )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

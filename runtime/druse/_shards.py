@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from druse import _trajectory
+from druse._graph import NON_FINITE
 from druse._request import Generated, Progress, Ranked, Report, Request
 from druse._score import in_parts
 from druse.control import Masks
@@ -49,6 +50,7 @@ class Shard:
         self._ranked = ranked
         z_con, heads = _trajectory.heads_of(model, masks, ranked.values, ranked.z)
         self._start = _trajectory.start(heads, masks, request.control, seed=request.seed, ids=self._ids)
+        self._start.status[~np.isfinite(ranked.cost) & (self._start.status == 0)] |= NON_FINITE  # its latent failed
         latent, good = model.project(z_con), np.flatnonzero(self._start.status == 0)
         work.tick(float(len(rows) - len(good)))
         self._bins: list[tuple[np.ndarray, Future[list[_trajectory.Finished]]]] = []

@@ -93,7 +93,7 @@ def start(heads: HeadOutputs, masks: Masks, control: Control, *, seed: int, ids:
     cells, change, status = possible_cells(heads, control.crystal_system)
     status[~finite] |= NON_FINITE
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(heads.n_atoms, dtype=np.int64)])
-    draws = uniform(seed, Purpose.COMPOSITION, 0, ids, width=2, offsets=offsets)
+    draws = uniform(seed, Purpose.COMPOSITION, 0, ids, width=3, offsets=offsets)
     species = np.ones(offsets[-1], np.int32)
     other = np.zeros(len(ids), bool)
     free = masks._replace(elements=np.ones_like(masks.elements), unit=None)
@@ -101,27 +101,30 @@ def start(heads: HeadOutputs, masks: Masks, control: Control, *, seed: int, ids:
         atoms = slice(offsets[b], offsets[b + 1])
         species[atoms] = draw_types(heads.composition[b], masks, draws[atoms])
         if control:
-            other[b] = not np.array_equal(species[atoms], draw_types(heads.composition[b], free, draws[atoms]))
+            without = draw_types(heads.composition[b], free, draws[atoms])
+            other[b] = not np.array_equal(np.sort(species[atoms]), np.sort(without))
     frac = uniform(seed, Purpose.COORDINATES, 0, ids, width=3, offsets=offsets)
     with np.errstate(invalid="ignore"):
         free_counts = np.where(np.arange(len(masks.n_atoms)) > 0, heads.n_atoms_logits, -np.inf).argmax(axis=1)
-    changes = Changes(heads.n_atoms != free_counts, other, change > 1e-3)
+    good = status == 0
+    changes = Changes(good & (heads.n_atoms != free_counts), good & other, good & (change > 1e-3))
     return Start(Crystals(frac, cells, offsets, species), status, changes)
 
 
-def draw_types(logits: Float32[np.ndarray, "species"], masks: Masks, draws: Float64[np.ndarray, "atoms 2"]) -> Species:
+def draw_types(logits: Float32[np.ndarray, "species"], masks: Masks, draws: Float64[np.ndarray, "atoms 3"]) -> Species:
     """Types of one crystal's atoms that match a composition: rounded shares first, the rest drawn from what is left.
 
     Args:
         logits: ``[species]`` of the composition.
         masks: elements that may occur, and the formula where one is fixed.
-        draws: ``[atoms, 2]`` uniform numbers, for the elements of the rest and for the order of the atoms.
+        draws: ``[atoms, 3]`` uniform numbers: for the elements of the rest, and two for the order of the atoms.
     """
     n = len(draws)
     if masks.unit is not None:
         types = masks.atoms_of(n)
     else:
-        share = np.exp(logits.astype(np.float64) - logits[masks.elements].max()) * masks.elements
+        wanted = np.where(masks.elements, logits.astype(np.float64), -np.inf)
+        share = np.exp(wanted - wanted.max())
         share /= share.sum()
         counts = np.round(share * n).astype(np.int64)
         types = np.repeat(np.arange(1, len(share) + 1, dtype=np.int32), counts)
@@ -130,8 +133,8 @@ def draw_types(logits: Float32[np.ndarray, "species"], masks: Masks, draws: Floa
             edges = np.cumsum(left / left.sum())
             more = np.searchsorted(edges[:-1], draws[: n - len(types), 0], side="right") + 1
             types = np.concatenate([types, more.astype(np.int32)])
-    # more than n by rounding: the order decides who stays
-    order = np.argsort(np.resize(draws[:, 1], len(types)), kind="stable")
+    # rounding may make more than n of them, at most twice as many: the order decides who stays
+    order = np.argsort(draws[:, 1:].T.reshape(-1)[: len(types)], kind="stable")
     return types[order][:n]
 
 
@@ -223,5 +226,5 @@ def walk(
     first = LangevinState(crystals.frac, crystals.species, bits)
     state = run(schedule, score, update, first, model.manifest.sigmas, levels)
     other = last[0].argmax(axis=1) + 1 != state.species
-    forced = np.array([bool(other[a:b].any()) for a, b in itertools.pairwise(offsets)], bool)
+    forced = np.array([bool(other[a:b].any()) for a, b in itertools.pairwise(offsets)], bool) & (bits == 0)
     return Finished(state._replace(status=bits), forced)

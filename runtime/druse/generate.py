@@ -125,7 +125,8 @@ class Generator:
         in units of the property's range, and 1 - probability of a given class. A control adds, each from 0 to 1, the
         probability of the atom counts that it forbids, the share of the elements that it forbids (or half the summed
         difference from its composition), and the relative change of the lattice's metric tensor. A latent whose
-        lattice cannot be comes last. Of equals the first drawn counts.
+        lattice cannot be comes last. Of equals the first drawn counts. A property that the Predictor does not know
+        conditions the latents but does not rank them.
         """
         total, best = request.count * request.oversample, None
         masks = self._masks(request)
@@ -159,6 +160,7 @@ class Generator:
         """
         wanted = request.shards(len(self.model.manifest.sigmas)) if shards is None else shards
         work = Work(self.model.backend.workers, sum(map(len, wanted)), progress)
+        self.model.ready()  # before threads want it at the same time
         try:
             waiting: collections.deque[Shard] = collections.deque()
             for rows in wanted:
@@ -176,7 +178,7 @@ class Generator:
     def _distance(self, given: Mapping[str, Any], predicted: Mapping[str, np.ndarray], n: int) -> np.ndarray:
         cost = np.zeros(n)
         for spec in self.model.manifest.predicted:
-            if spec.name not in given:
+            if spec.name not in given or spec.name not in predicted:
                 continue
             if isinstance(spec, ScalarProperty):
                 distance = np.abs(predicted[spec.name].astype(np.float64) - given[spec.name])

@@ -1,6 +1,7 @@
 """Crystals for others: ASE and pymatgen objects, and files of extended XYZ, CIF and CSV."""
 
 import csv
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ def cif_text(crystal: Crystals, name: str) -> str:
     Not by ASE, which writes five digits of a coordinate and so moves atoms by 1e-4 Angstrom, nor by pymatgen, which is
     too much to install for this alone.
     """
+    if not crystal.species.all():
+        raise InputError("an atom of no element (number 0) cannot be written as CIF")
     lengths, angles = (values[0] for values in parameters_from_cells(crystal.cells))
     symbols = [SYMBOLS[z - 1] for z in crystal.species]
     counts: dict[str, int] = {}
@@ -132,7 +135,8 @@ def _csv_rows(crystals: Crystals, facts: Facts, names: Sequence[str]) -> Iterato
 
 
 def _names(n: int, facts: Facts | None) -> list[str]:
-    return [f"{int(info.get('id', place)):06d}" for place, info in enumerate(facts or [{}] * n)]
+    ids = [info.get("id", place) for place, info in enumerate(facts or [{}] * n)]
+    return [f"{name:06d}" if isinstance(name, int) else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(name)) for name in ids]
 
 
 FORMATS: dict[str, Callable[[Path, Crystals, Facts | None], None]] = {

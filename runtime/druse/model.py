@@ -280,8 +280,7 @@ class Model:
             if not graph.is_half or not np.array_equal(graph.offsets, crystals.offsets):
                 raise InputError("`graph` must have the crystals' offsets and half edges (symmetrise='union')")
             return self._evaluate(graph, species, latents, levels)
-        if self._fused_decoder() is None:
-            self.runner("decoder")  # loads before threads start
+        self.ready()  # before threads start
 
         def part(piece: range) -> Score:
             first, last = crystals.offsets[piece.start], crystals.offsets[piece.stop]
@@ -299,6 +298,11 @@ class Model:
         if not parts:
             return Score(np.zeros((0, 3), np.float32), np.zeros((0, n_species), np.float32), np.zeros(0, np.uint32))
         return Score(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def ready(self) -> None:
+        """Load the score network, which threads would otherwise do each by itself at their first call."""
+        if self._fused_decoder() is None:
+            self.runner("decoder")
 
     def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:
         if (graph.status & OUT_OF_MEMORY).any():

@@ -77,6 +77,10 @@ class RunFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     versions: dict[str, str]
     created: str
 
+    def __post_init__(self) -> None:
+        if self.n_levels < 1:
+            raise ValueError(f"`n_levels` must be at least 1, got {self.n_levels}")
+
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run came to.
@@ -120,7 +124,7 @@ class Run:
         place = Path(path)
         if (place / _RUN).exists():
             raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if place.exists() and (not place.is_dir() or any(not _is_part(path) for path in place.iterdir())):
             raise InputError(f"{place} is not an empty folder; give another one")
         generator.check(request)
         bundle, backend = generator.bundle, generator.model.backend
@@ -134,9 +138,13 @@ class Run:
             versions=_versions(),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
-        (place / _SHARDS).mkdir(parents=True, exist_ok=True)
-        with whole_file(place / _RUN, "wb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            if (place / _RUN).exists():  # by another process, since it was looked for above
+                raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
+            with whole_file(place / _RUN, "wb") as out:
+                out.write(content)
         return cls(place, file)
 
     @classmethod
@@ -183,8 +191,14 @@ class Run:
         Raises:
             InputError: another process writes to this run, or a file of it is damaged.
         """
+        model = generator.model
+        own = (self.file.bundle.sha256, self.file.backend, self.file.precision)
+        if own != (generator.bundle.digest, model.backend.name, model.backend.precision):
+            raise InputError(f"{self.path} was begun with another bundle, backend or precision; use `Run.generator`")
         seconds = {}
-        with self._locked():
+        with _locked(self.path):
+            if Run.open(self.path).file != self.file:
+                raise InputError(f"{self.path} holds another run by now; open it again")
             self._tidy()
             clock = time.perf_counter()
             ranked = self._latents(generator, progress)
@@ -275,12 +289,14 @@ class Run:
             columns = {"latent": ranked.latent_ids, "z": ranked.z, "cost": ranked.cost}
             columns |= {f"condition_{name}": value for name, value in ranked.values.items()}
             columns |= {f"predicted_{name}": value for name, value in ranked.predicted.items()}
-            write_columns(path, columns, {"druse": self.file.versions["druse"]})
+            write_columns(path, columns, {"druse": self.file.versions.get("druse", "")})
         columns = read_columns(path, f"delete it, and druse resume {self.path}")
         try:
             latent, z, cost = columns["latent"], columns["z"], columns["cost"]
         except KeyError as error:
             raise InputError(f"{path} has no column {error}; delete it, and druse resume {self.path}") from error
+        if len(latent) != self.request.count:
+            raise InputError(f"{path} has {len(latent)} latents, not {self.request.count}; delete it and the shards")
         return Ranked(latent, z, cost, _group(columns, "condition_"), _group(columns, "predicted_"))
 
     def _shard(self, k: int) -> Path:
@@ -322,17 +338,28 @@ class Run:
         for part in [*self.path.glob(".*.part"), *(self.path / _SHARDS).glob(".*.part")]:
             part.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The right to write into a folder, which goes with the process that has it."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"another process writes to {self.path}; wait for it, or stop it") from None
-            yield
-        finally:
-            os.close(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process writes to {folder}; wait for it, or stop it") from None
+        except OSError as error:
+            raise InputError(
+                f"{folder} lies on a file system without locks ({error.strerror}); make the run on another one"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_part(path: Path) -> bool:
+    """What a writer that was killed may have left before there was a run."""
+    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def _group(columns: Mapping[str, Any], prefix: str) -> dict[str, Any]:

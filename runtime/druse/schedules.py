@@ -61,7 +61,7 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     Attributes:
         method: ``langevin``, or ``ancestral``, ``heun`` or ``dpm-solver`` from one level to the next.
         n_levels: of the model's noise levels, evenly spaced from the first used to the last; 0 for all.
-        n_steps: Langevin steps at each level; for methods that go from level to level, corrector steps after each.
+        n_steps: Langevin steps at each level; with ``ancestral``, corrector steps at each level that it reaches.
         step_lr: a Langevin step is ``step_lr * (sigma / smallest sigma)^2`` long, in square Angstrom.
         skip: levels are left out, for each crystal, whose sigma exceeds this many times the largest distance of its
             lattice planes: there, places are uniform anyway. 0 leaves out none.
@@ -86,6 +86,10 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             raise ValueError("`n_levels`, `n_steps` and `skip` must not be negative, and `step_lr` be between 0 and 1")
         if self.method == "langevin" and self.n_steps == 0:
             raise ValueError("`n_steps` must be at least 1 with the method langevin")
+        if self.method in ("heun", "dpm-solver") and self.n_steps:
+            raise ValueError(f"`n_steps` must be 0 with the method {self.method}, which has no corrector")
+        if self.n_steps > 100_000:
+            raise ValueError("`n_steps` must be at most 100,000")
         if not 0 <= self.sigma_stop < 1:
             raise ValueError("`sigma_stop` must be from 0 and below 1 Angstrom")
 

@@ -31,7 +31,7 @@ __all__ = ["Conditions", "RangeWarning", "Strategy", "conditions_for"]
 Strategy = Literal["auto", "default", "full", "less"]
 
 NEAR = 256
-"""Training rows that `less` draws from: those nearest to the given properties."""
+"""Training rows that `less` draws from: so many nearest to the given properties, and all as near as the last one."""
 
 
 class RangeWarning(UserWarning):
@@ -205,7 +205,7 @@ def _near(
     order = np.argsort(distance, kind="stable")
     order = order[np.isfinite(distance[order])]
     if any(name in table for name in given):
-        order = order[:NEAR]
+        order = order[distance[order] <= distance[order[min(NEAR, len(order)) - 1]]]  # and what ties with the last
     if not len(order):
         raise InputError(f"no training row has {', '.join(f'{k}={v}' for k, v in given.items())}; give all properties")
     return {name: table[name][order] for name in missing}

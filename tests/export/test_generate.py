@@ -82,6 +82,15 @@ def test_the_same_at_any_batch(generator: Generator, crystals: Generated, batch:
     assert same(all_of(batches), crystals)
 
 
+@pytest.mark.parametrize("control", [Control(crystal_system="cubic"), Control(elements=("Li", "Fe", "O"))], ids=str)
+def test_the_same_under_control_at_any_batch(generator: Generator, control: Control) -> None:
+    whole, pieces = (
+        all_of(generator.generate(GAP, count=9, oversample=4, schedule=QUICK, control=control, batch=batch))
+        for batch in (9, 1)
+    )
+    assert same(whole, pieces)
+
+
 def test_the_same_on_any_number_of_threads(bundle_path: Path, crystals: Generated) -> None:
     for n_threads in (1, 3):
         other = Generator(bundle_path, n_threads=n_threads)
@@ -137,7 +146,7 @@ def test_controls_hold(generator: Generator, control: Control) -> None:
             assert control.n_atoms[0] <= len(crystal.species) <= control.n_atoms[1]
     if control.crystal_system:
         assert constrain(good.cells, control.crystal_system)[1].max() < 1e-6
-        assert made.columns["changed_lattice"].any()
+        assert good.columns["changed_lattice"].any()
     else:
         assert not good.columns["changed_lattice"].any()
     if control.formula or control.elements or control.exclude:
@@ -200,6 +209,7 @@ def test_a_failing_crystal_is_marked_and_the_others_are_as_they_were(bundle_path
 def test_an_impossible_cell_is_marked(generator: Generator) -> None:
     made = all_of(generator.generate({}, count=200, oversample=1, schedule=QUICK, control=Control(n_atoms=(1, 1))))
     assert np.all(made.status[~made.ok] == SINGULAR)
+    assert not made.columns["changed_lattice"].any()
 
 
 def test_stopping_half_way_ends_the_threads(generator: Generator) -> None:

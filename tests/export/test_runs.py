@@ -202,6 +202,7 @@ def test_runs_that_are_none(finished: Run, tmp_path: Path, generator: Generator)
         ((finished.path / "run.json").read_bytes().replace(b'"schema": 1', b'"schema": 9'), "has version 9"),
         ((finished.path / "run.json").read_bytes().replace(b'"count": 20', b'"count": 0'), "from 1 up"),
         ((finished.path / "run.json").read_bytes().replace(b'"seed"', b'"sood"'), "unknown field"),
+        ((finished.path / "run.json").read_bytes().replace(b'"n_levels": 8', b'"n_levels": 0'), "at least 1"),
     ):
         (tmp_path / "run.json").write_bytes(text)
         with pytest.raises(InputError, match=message):
@@ -216,6 +217,24 @@ def test_another_bundle_is_refused(finished: Run, generator: Generator, tmp_path
     with pytest.raises(InputError, match="was begun with another bundle"):
         Run.open(finished.path).generator(bundle=other)
     assert Run.open(finished.path).generator().bundle.digest == generator.bundle.digest
+
+
+def test_another_generator_is_refused(finished: Run, bundle_path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    other = Generator(bundle_path)
+    other.model.bundle.digest = other.bundle.digest = "0" * 64
+    with pytest.raises(InputError, match="was begun with another bundle, backend or precision"):
+        Run.open(copy).finish(other)
+
+
+def test_numbers_of_numpy_and_what_a_killed_writer_left_are_no_obstacle(generator: Generator, tmp_path: Path) -> None:
+    (tmp_path / ".run.json.77.part").write_text("{")
+    request = Request(targets={"band_gap": np.float64(2.0)}, count=np.int64(2), oversample=1, seed=np.uint64(3))  # type: ignore[arg-type]
+    run = Run.create(tmp_path, generator, request)
+    assert run.finish(generator).finished == 2
+    assert Run.open(tmp_path).request == run.request
+    assert ".run.json.77.part" not in files_in(tmp_path)
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole(bundle_path: Path, tmp_path: Path) -> None:

@@ -80,16 +80,16 @@ def test_types_match_the_composition() -> None:
     rng = np.random.default_rng(0)
     masks = Control().masks(20, 100)
     for n in (4, 8, 12):
-        assert formula_of(draw_types(logits, masks, rng.random((n, 2)))) == f"Li{n // 4 if n > 4 else ''}O{3 * n // 4}"
-    found = [(draw_types(logits, masks, rng.random((5, 2))) == 3).sum() for _ in range(400)]
+        assert formula_of(draw_types(logits, masks, rng.random((n, 3)))) == f"Li{n // 4 if n > 4 else ''}O{3 * n // 4}"
+    found = [(draw_types(logits, masks, rng.random((5, 3))) == 3).sum() for _ in range(400)]
     # 1.25 and 3.75 round to 1 and 4: the one atom of lithium is never lost, and no other element comes
     assert set(found) == {1}
-    found = [(draw_types(logits, masks, rng.random((3, 2))) == 3).sum() for _ in range(4000)]
+    found = [(draw_types(logits, masks, rng.random((3, 3))) == 3).sum() for _ in range(4000)]
     # 0.75 and 2.25 round to 1 and 2
     assert set(found) == {1}
     logits[[2, 7]] = np.log([0.4, 0.6])
     logits[8] = np.log(0.4)
-    found = [(draw_types(logits, masks, rng.random((1, 2)))[0]) for _ in range(4000)]
+    found = [(draw_types(logits, masks, rng.random((1, 3)))[0]) for _ in range(4000)]
     # 0.29, 0.43 and 0.29 of one atom round to nothing, and it is drawn
     share = np.bincount(found, minlength=10)[[3, 8, 9]] / 4000
     assert np.allclose(share, [2 / 7, 3 / 7, 2 / 7], atol=0.03)
@@ -99,11 +99,11 @@ def test_types_under_control() -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(size=100).astype(np.float32)
     for _ in range(50):
-        types = draw_types(logits, Control(elements=("Li", "O")).masks(20, 100), rng.random((7, 2)))
+        types = draw_types(logits, Control(elements=("Li", "O")).masks(20, 100), rng.random((7, 3)))
         assert set(types.tolist()) <= {3, 8}
-        types = draw_types(logits, Control(formula="LiFePO4").masks(20, 100), rng.random((14, 2)))
+        types = draw_types(logits, Control(formula="LiFePO4").masks(20, 100), rng.random((14, 3)))
         assert formula_of(types) == "Li2O8P2Fe2"
-        assert len(draw_types(logits, Control().masks(20, 100), rng.random((13, 2)))) == 13
+        assert len(draw_types(logits, Control().masks(20, 100), rng.random((13, 3)))) == 13
 
 
 def heads_of(lengths: list[list[float]], angles: list[list[float]]) -> HeadOutputs:
@@ -127,3 +127,20 @@ def test_cells_that_cannot_be_are_marked_and_the_others_stay() -> None:
         assert np.isfinite(cells).all()
         wanted = cells_from_parameters(lengths[:1], angles[:1])
         assert np.allclose(cells[[0, 8]], constrain(wanted, system)[0] if system else wanted)
+
+
+def test_when_rounding_makes_too_many_each_element_may_be_dropped() -> None:
+    logits = np.full(100, -30.0, np.float32)
+    logits[[2, 7, 25]] = np.log([0.3, 0.3, 0.4])  # 0.6, 0.6 and 0.8 of two atoms
+    rng, masks = np.random.default_rng(0), Control().masks(20, 100)
+    found = [frozenset(draw_types(logits, masks, rng.random((2, 3))).tolist()) for _ in range(3000)]
+    shares = [sum(z not in kept for kept in found) / 3000 for z in (3, 8, 26)]
+    assert np.allclose(shares, 1 / 3, atol=0.04)
+
+
+def test_a_forbidden_element_of_any_weight_does_no_harm() -> None:
+    logits = np.zeros(100, np.float32)
+    logits[0] = 2000.0
+    masks = Control(elements=("Li", "O")).masks(20, 100)
+    types = draw_types(logits, masks, np.random.default_rng(0).random((6, 3)))
+    assert set(types.tolist()) == {3, 8}

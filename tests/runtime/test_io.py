@@ -107,6 +107,15 @@ def test_objects(crystals: Crystals, facts: list[dict[str, Any]]) -> None:
         assert np.allclose(atoms.get_all_distances(mic=True), structure.distance_matrix, atol=1e-9)
 
 
+def test_names_of_blocks(crystals: Crystals, tmp_path: Path) -> None:
+    write_cif(tmp_path / "x.cif", crystals, [{"id": name} for name in (7, "mp-12", "a b", "é/..", 123456789)])
+    names = [line for line in (tmp_path / "x.cif").read_text().splitlines() if line.startswith("data_")]
+    assert names == ["data_000007", "data_mp-12", "data_a_b", "data___..", "data_123456789"]
+    nothing = crystals.replace(species=np.zeros_like(crystals.species))
+    with pytest.raises(InputError, match="an atom of no element"):
+        write_cif(tmp_path / "y.cif", nothing)
+
+
 def test_no_crystals_make_empty_files(tmp_path: Path) -> None:
     for name in ("x.extxyz", "x.cif", "x.csv"):
         write_crystals(tmp_path / name, Crystals.concatenate([]))

@@ -61,11 +61,6 @@ def test_the_distribution_of_the_data_comes_out(schedule: SamplingSchedule, tole
     assert np.mean((places / places.std()) ** 4) == pytest.approx(3.0, abs=0.25)
 
 
-def exact(level: int, to: float) -> float:
-    """By what the probability flow scales a place between a level and a smaller sigma."""
-    return math.sqrt((SPREAD**2 + to**2) / (SPREAD**2 + SIGMAS[level] ** 2))
-
-
 @pytest.mark.parametrize(("method", "order"), [("heun", 2), ("dpm-solver", 2)])
 def test_solvers_converge_at_their_order(method: Any, order: int) -> None:
     """The flow of a Gaussian is a factor; halving the steps divides the error by 2 to the order, about."""

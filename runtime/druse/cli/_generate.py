@@ -1,6 +1,7 @@
 """``druse generate``, ``druse resume`` and ``druse export``."""
 
 import json
+import math
 import re
 import sys
 import warnings
@@ -204,11 +205,12 @@ def _targets(given: list[str]) -> dict[str, float | int | str]:
 
 
 def _value(text: str) -> float | str:
-    """A number where it is one."""
+    """A number where it is one that JSON has; what else it may be, the model's properties tell."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) and "_" not in text else text
 
 
 def _symbols(given: str) -> tuple[str, ...]:
