@@ -112,7 +112,7 @@ def main() -> None:
         rows.append({"backend": backend, "schedule": name, "seconds": seconds, "ratio": ratio})
         low, middle, high = np.percentile(rate, [25, 50, 75])
         at_most = SCHEDULES[name].n_evaluations(n_levels)
-        table.add_row(backend, name, f"{at_most:,}", f"{middle:,.3g}", f"{low:,.3g} to {high:,.3g}", f"{ratio:,.1f}")
+        table.add_row(backend, name, f"{at_most:,}", f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{ratio:,.1f}")
     rich.console.Console(width=140).print(table)
     print(
         f"{options.count} crystals of {float(np.mean(crystals.n_atoms)):.1f} atoms on average; {options.count * 100:,} "
