@@ -1,11 +1,12 @@
 """Crystals for others: ASE and pymatgen objects, and files of extended XYZ, CIF and CSV."""
 
 import csv
+import itertools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,22 +23,43 @@ Facts = Sequence[Mapping[str, Any]]
 """For each crystal what there is to say of it, by name: text, numbers and truth values."""
 
 
-def to_ase(crystals: Crystals, facts: Facts | None = None) -> list[Any]:
+class Named(NamedTuple):
+    """One crystal on its way into a file: a batch of one, what is said of it, and its name."""
+
+    crystal: Crystals
+    info: Mapping[str, Any]
+    name: str
+
+
+def named(crystals: Iterable[Crystals], facts: Iterable[Mapping[str, Any]] | None = None) -> Iterator[Named]:
+    """Single crystals with their facts; a name is the ``id`` in the facts, else the place."""
+    infos = itertools.repeat({}) if facts is None else facts
+    for place, (one, info) in enumerate(zip(crystals, infos, strict=facts is not None)):
+        identity = info.get("id", place)
+        number = isinstance(identity, int)
+        yield Named(one, info, f"{identity:06d}" if number else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(identity)))
+
+
+def _atoms(one: Named) -> Any:
+    from ase import Atoms
+
+    crystal = one.crystal
+    return Atoms(
+        numbers=crystal.species, cell=crystal.cells[0], scaled_positions=crystal.frac, pbc=True, info=dict(one.info)
+    )
+
+
+def to_ase(crystals: Iterable[Crystals], facts: Facts | None = None) -> list[Any]:
     """`ase.Atoms` of each crystal, with ``facts`` in ``atoms.info``.
 
     Raises:
         MissingDependencyError: ASE is not installed.
     """
     require("ase", purpose="making ase.Atoms", extra="cpu")
-    from ase import Atoms
-
-    return [
-        Atoms(numbers=one.species, cell=one.cells[0], scaled_positions=one.frac, pbc=True, info=dict(info))
-        for one, info in zip(crystals, facts or [{}] * len(crystals), strict=True)
-    ]
+    return [_atoms(one) for one in named(crystals, facts)]
 
 
-def to_pymatgen(crystals: Crystals, facts: Facts | None = None) -> list[Any]:
+def to_pymatgen(crystals: Iterable[Crystals], facts: Facts | None = None) -> list[Any]:
     """`pymatgen.core.Structure` of each crystal, with ``facts`` in ``structure.properties``.
 
     Raises:
@@ -48,35 +70,42 @@ def to_pymatgen(crystals: Crystals, facts: Facts | None = None) -> list[Any]:
 
     return [
         Structure(one.cells[0], one.species.tolist(), one.frac, properties=dict(info))
-        for one, info in zip(crystals, facts or [{}] * len(crystals), strict=True)
+        for one, info, _ in named(crystals, facts)
     ]
 
 
-def write_extxyz(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+def write_extxyz(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
     """One file of extended XYZ, as ASE writes it; ``facts`` stand in the comment lines."""
+    _write_extxyz(path, named(crystals, facts))
+
+
+def _write_extxyz(path: Path, crystals: Iterator[Named]) -> None:
     require("ase.io.extxyz", purpose="writing extended XYZ", extra="cpu")
     from ase.io.extxyz import write_xyz
 
     with whole_file(path, "w") as file:
-        for atoms in to_ase(crystals, facts):
-            write_xyz(file, atoms, columns=["symbols", "positions"])
+        for one in crystals:
+            write_xyz(file, _atoms(one), columns=["symbols", "positions"])
 
 
-def write_cif(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+def write_cif(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
     """CIF in space group P 1: a ``.zip`` of one file for each crystal, or one file with a block for each.
 
     Blocks are named by ``id`` in ``facts``, else by their place; other facts do not fit into CIF.
     """
-    names = _names(len(crystals), facts)
+    _write_cif(path, named(crystals, facts))
+
+
+def _write_cif(path: Path, crystals: Iterator[Named]) -> None:
     if path.suffix.lower() != ".zip":
         with whole_file(path, "w", encoding="ascii") as file:
-            file.writelines(cif_text(one, name) for one, name in zip(crystals, names, strict=True))
+            file.writelines(cif_text(one.crystal, one.name) for one in crystals)
         return
     with whole_file(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for one, name in zip(crystals, names, strict=True):
-            member = zipfile.ZipInfo(f"{name}.cif")  # without a date: the same bytes each time
+        for one in crystals:
+            member = zipfile.ZipInfo(f"{one.name}.cif")  # without a date: the same bytes each time
             member.external_attr = 0o644 << 16
-            archive.writestr(member, cif_text(one, name), zipfile.ZIP_DEFLATED)
+            archive.writestr(member, cif_text(one.crystal, one.name), zipfile.ZIP_DEFLATED)
 
 
 def cif_text(crystal: Crystals, name: str) -> str:
@@ -117,52 +146,59 @@ def cif_text(crystal: Crystals, name: str) -> str:
     )
 
 
-def write_csv(path: Path, crystals: Crystals, facts: Facts | None = None) -> None:
+def write_csv(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
     """A table with a row for each crystal: its facts, formula, atom count, and CIF, as MP-20 has it."""
-    rows = _csv_rows(crystals, facts or [{}] * len(crystals), _names(len(crystals), facts))
+    _write_csv(path, named(crystals, facts))
+
+
+def _write_csv(path: Path, crystals: Iterator[Named]) -> None:
     with whole_file(path, "w", newline="") as file:
         writer: Any = None
-        for row in rows:
+        for one in crystals:
+            species = one.crystal.species
+            row = {"formula": formula_of(species), "n_atoms": len(species), "cif": cif_text(one.crystal, one.name)}
+            row = {**one.info, **row}
             if writer is None:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()
             writer.writerow(row)
 
 
-def _csv_rows(crystals: Crystals, facts: Facts, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for one, info, name in zip(crystals, facts, names, strict=True):
-        yield {**info, "formula": formula_of(one.species), "n_atoms": len(one.species), "cif": cif_text(one, name)}
-
-
-def _names(n: int, facts: Facts | None) -> list[str]:
-    ids = [info.get("id", place) for place, info in enumerate(facts or [{}] * n)]
-    return [f"{name:06d}" if isinstance(name, int) else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(name)) for name in ids]
-
-
-FORMATS: dict[str, Callable[[Path, Crystals, Facts | None], None]] = {
-    "extxyz": write_extxyz,
-    "cif": write_cif,
-    "csv": write_csv,
+FORMATS: dict[str, Callable[[Path, Iterator[Named]], None]] = {
+    "extxyz": _write_extxyz,
+    "cif": _write_cif,
+    "csv": _write_csv,
 }
 
 
-def write_crystals(path: Any, crystals: Crystals, facts: Facts | None = None, *, format: str = "") -> None:  # noqa: A002
+def write_crystals(
+    path: Any,
+    crystals: Iterable[Crystals],
+    facts: Facts | None = None,
+    *,
+    format: str = "",  # noqa: A002
+) -> None:
     """A file of crystals that appears whole or not at all.
 
     Args:
         path: of the file.
-        crystals: what to write.
+        crystals: a batch, or single ones.
         facts: of each crystal.
         format: one of `FORMATS`; empty: by the file's name.
 
     Raises:
         InputError: no format has this name.
     """
+    write_named(path, named(crystals, facts), format)
+
+
+def write_named(path: Any, crystals: Iterator[Named], format: str = "") -> None:  # noqa: A002
+    """As `write_crystals`, of crystals that come one by one and need not be in memory together."""
     place = Path(path)
     kind = format or {".xyz": "extxyz", ".zip": "cif"}.get(place.suffix.lower(), place.suffix.lower().lstrip("."))
     if kind not in FORMATS:
         raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {kind or place.name!r}")
-    FORMATS[kind](place, crystals, facts)
+    FORMATS[kind](place, crystals)
 
 
 def text_of(value: Any) -> Any:

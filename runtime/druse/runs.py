@@ -11,6 +11,7 @@ RUN/
 One writer at a time: a lock that goes with its process. Reading needs none.
 """
 
+import collections
 import contextlib
 import datetime as dt
 import fcntl
@@ -31,7 +32,7 @@ from druse._request import Generated, Progress, Ranked, Report, Request
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.generate import Generator
-from druse.io import text_of, write_crystals
+from druse.io import Named, named, text_of, write_named
 from druse.strategies import RangeWarning
 
 __all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
@@ -241,31 +242,35 @@ class Run:
 
     def export(self, path: Any, *, format: str = "") -> int:  # noqa: A002
         """Write the finished crystals that did not fail to a file; how many they are. See `druse.io.write_crystals`."""
-        parts = [part.take(np.flatnonzero(part.ok)) for part in self.generated()]
-        facts = [row for part in parts for row in self._facts(part)]
-        write_crystals(path, Crystals.concatenate(parts), facts, format=format)
-        return len(facts)
+        n = 0
+
+        def good() -> Iterator[Named]:
+            nonlocal n
+            for part in self.generated():
+                some = part.take(np.flatnonzero(part.ok))
+                for one in named(some, self._facts(some)):
+                    n += 1
+                    yield one
+
+        write_named(path, good(), format)
+        return n
 
     def summary(self, seconds: Mapping[str, float] | None = None) -> Summary:
         """What has been made so far."""
-        parts = list(self.generated())
-        columns = {
-            name: np.concatenate([part.columns[name] for part in parts]) for name in (parts[0].columns if parts else {})
-        }
+        finished, good, sums = 0, 0, collections.defaultdict[str, float](float)
+        for part in self.generated():
+            finished, good = finished + len(part), good + int(part.ok.sum())
+            for name, column in part.columns.items():
+                if name.startswith(("changed_", "predicted_")) and column.ndim == 1:
+                    sums[name] += float(column.sum(dtype=np.float64))
+        means = {name: total / finished for name, total in sums.items()}
+        changed = _group(means, "changed_") if self.request.control else {}
         return Summary(
             count=self.request.count,
-            finished=sum(map(len, parts)),
-            good=sum(int(part.ok.sum()) for part in parts),
-            changed={
-                name.removeprefix("changed_"): float(column.mean())
-                for name, column in columns.items()
-                if name.startswith("changed_") and self.request.control
-            },
-            predicted={
-                name.removeprefix("predicted_"): float(column.mean())
-                for name, column in columns.items()
-                if name.startswith("predicted_") and column.ndim == 1
-            },
+            finished=finished,
+            good=good,
+            changed=changed,
+            predicted=_group(means, "predicted_"),
             seconds=dict(seconds or {}),
         )
 
