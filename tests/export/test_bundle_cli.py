@@ -72,19 +72,24 @@ def save_prior(path: Path, model: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(made_once: MadeOnce) -> Path:
     """A folder with ``vae``, its prior ``prior``, one of another model ``stranger``, and ``cgcnn``."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(1)
-    config = msgspec.structs.replace(SMALL, predicted=())  # a network less to export, 4 s
-    vae = Job(data=Data(train="crystals.csv"), settings=VAESettings(model=config))
-    save_weights(ConCDVAE(config), folder / "vae.safetensors", facts={**FIGURES, "job": as_toml(vae)})
-    save_prior(folder / "prior.safetensors", digest(folder / "vae.safetensors"))
-    save_prior(folder / "stranger.safetensors", "0" * 64)
-    settings = CGCNNSettings(property="hardness", task="classification", threshold=-0.5)
-    job = as_toml(Job(data=Data(train="crystals.csv"), settings=settings))
-    save_cgcnn(folder / "cgcnn.safetensors", "classification", {**FIGURES, "job": job})
-    return folder
+
+    def make(out: Path) -> None:  # once for all processes: two would not write the same bytes
+        folder = out.with_suffix(".part")
+        folder.mkdir()
+        torch.manual_seed(1)
+        config = msgspec.structs.replace(SMALL, predicted=())  # a network less to export, 4 s
+        vae = Job(data=Data(train="crystals.csv"), settings=VAESettings(model=config))
+        save_weights(ConCDVAE(config), folder / "vae.safetensors", facts={**FIGURES, "job": as_toml(vae)})
+        save_prior(folder / "prior.safetensors", digest(folder / "vae.safetensors"))
+        save_prior(folder / "stranger.safetensors", "0" * 64)
+        settings = CGCNNSettings(property="hardness", task="classification", threshold=-0.5)
+        job = as_toml(Job(data=Data(train="crystals.csv"), settings=settings))
+        save_cgcnn(folder / "cgcnn.safetensors", "classification", {**FIGURES, "job": job})
+        folder.rename(out)
+
+    return made_once("cli_weights", make)
 
 
 @pytest.fixture(scope="module")
