@@ -28,7 +28,7 @@ import rich.table
 
 from druse import SCHEDULES, Crystals, Generator, Request, Run, SamplingSchedule, radius_graph
 from druse._files import whole_file
-from druse.lattice import volumes
+from druse.lattice import plane_spacings, volumes
 from druse.properties import PropertyModel
 from druse.validity import compositional_faults, structural_faults
 
@@ -128,8 +128,6 @@ def relaxed(run: Run, steps: int) -> dict[str, Any]:
 
 def n_evaluations(run: Run, generator: Generator) -> float:
     """Of the score network, for each crystal."""
-    from druse.lattice import plane_spacings
-
     schedule, sigmas = run.request.schedule, generator.model.manifest.sigmas
     spacings = plane_spacings(run.crystals().cells).max(axis=1)
     return float(np.mean([schedule.n_evaluations(len(schedule.levels(sigmas, float(s)))) for s in spacings]))

@@ -96,7 +96,7 @@ def start(heads: HeadOutputs, masks: Masks, control: Control, *, seed: int, ids:
     draws = uniform(seed, Purpose.COMPOSITION, 0, ids, width=3, offsets=offsets)
     species = np.ones(offsets[-1], np.int32)
     other = np.zeros(len(ids), bool)
-    free = masks._replace(elements=np.ones_like(masks.elements), unit=None)
+    free = Control().masks(len(masks.n_atoms) - 1, len(masks.elements))
     for b in np.flatnonzero(finite):
         atoms = slice(offsets[b], offsets[b + 1])
         species[atoms] = draw_types(heads.composition[b], masks, draws[atoms])
@@ -104,10 +104,9 @@ def start(heads: HeadOutputs, masks: Masks, control: Control, *, seed: int, ids:
             without = draw_types(heads.composition[b], free, draws[atoms])
             other[b] = not np.array_equal(np.sort(species[atoms]), np.sort(without))
     frac = uniform(seed, Purpose.COORDINATES, 0, ids, width=3, offsets=offsets)
-    with np.errstate(invalid="ignore"):
-        free_counts = np.where(np.arange(len(masks.n_atoms)) > 0, heads.n_atoms_logits, -np.inf).argmax(axis=1)
     good = status == 0
-    changes = Changes(good & (heads.n_atoms != free_counts), good & other, good & (change > 1e-3))
+    recounted = heads.n_atoms != chosen_counts(heads.n_atoms_logits, free)
+    changes = Changes(good & recounted, good & other, good & (change > 1e-3))
     return Start(Crystals(frac, cells, offsets, species), status, changes)
 
 

@@ -125,7 +125,7 @@ class Run:
         place = Path(path)
         if (place / _RUN).exists():
             raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
-        if place.exists() and (not place.is_dir() or any(not _is_part(path) for path in place.iterdir())):
+        if place.exists() and (not place.is_dir() or any(not _is_left_over(path) for path in place.iterdir())):
             raise InputError(f"{place} is not an empty folder; give another one")
         generator.check(request)
         bundle, backend = generator.bundle, generator.model.backend
@@ -362,7 +362,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_part(path: Path) -> bool:
+def _is_left_over(path: Path) -> bool:
     """What a writer that was killed may have left before there was a run."""
     return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".part"))
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,17 @@ pytest.importorskip("torch", reason="bundles are made with PyTorch")
 pytest.importorskip("matminer", reason="makes the fingerprints")
 pytest.importorskip("smact", reason="knows the oxidation states")
 
-import generator_bundle
-
 from druse import Generator, Request, Run, SamplingSchedule
 from druse.cli import main
 
 
 @pytest.mark.usefixtures("as_users_call")
 def test_a_run(
-    made_once: Callable[[str, Callable[[Path], object]], Path],
+    generator: Generator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    generator = Generator(made_once("generator_bundle", generator_bundle.make), n_threads=1)
     quick = SamplingSchedule(method="ancestral", n_levels=4)
     run = Run.create(
         tmp_path / "run",

@@ -1,7 +1,6 @@
 """The generator: the same crystals whatever the batch and the threads, controls that hold, and crystals that fail."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
-
-import generator_bundle
 
 from druse import Control, Crystals, Generated, Generator, SamplingSchedule
 from druse._graph import NON_FINITE, SINGULAR
@@ -24,16 +21,6 @@ from druse.model import Model, Score
 
 QUICK = SamplingSchedule(method="ancestral", n_levels=4, n_steps=1)
 GAP = {"band_gap": 2.0}
-
-
-@pytest.fixture(scope="module")
-def bundle_path(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    return made_once("generator_bundle", generator_bundle.make)
-
-
-@pytest.fixture(scope="module")
-def generator(bundle_path: Path) -> Generator:
-    return Generator(bundle_path, n_threads=2)
 
 
 def all_of(batches: Any) -> Generated:

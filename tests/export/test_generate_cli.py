@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -12,15 +11,13 @@ import pytest
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
-import generator_bundle
-
 from druse.elements import formula_of
 from druse.runs import Run
 
 
 @pytest.fixture(scope="module")
-def bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> str:
-    return str(made_once("generator_bundle", generator_bundle.make))
+def bundle(bundle_path: Path) -> str:
+    return str(bundle_path)
 
 
 def druse(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,8 +15,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
-
-import generator_bundle
 
 from druse import Control, Generator, Request, Run, SamplingSchedule
 from druse.errors import InputError
@@ -27,16 +24,6 @@ QUICK = SamplingSchedule(method="ancestral", n_levels=4)
 LONG = SamplingSchedule(method="langevin", n_steps=25)
 REQUEST = Request(targets={"band_gap": 2.0}, count=20, oversample=3, seed=11, schedule=QUICK, batch=6)
 FILES = ("crystals.extxyz", "crystals.cif")
-
-
-@pytest.fixture(scope="module")
-def bundle_path(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    return made_once("generator_bundle", generator_bundle.make)
-
-
-@pytest.fixture(scope="module")
-def generator(bundle_path: Path) -> Generator:
-    return Generator(bundle_path, n_threads=2)
 
 
 @pytest.fixture(scope="module")

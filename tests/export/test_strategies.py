@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
-import generator_bundle
 import small_bundle
 
 from druse.bundle import Bundle
@@ -22,8 +21,8 @@ IDS = np.arange(5000, dtype=np.uint64)
 
 
 @pytest.fixture(scope="module")
-def bundle(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Bundle:
-    return Bundle.open(made_once("generator_bundle", generator_bundle.make))
+def bundle(bundle_path: Path) -> Bundle:
+    return Bundle.open(bundle_path)
 
 
 @pytest.mark.parametrize(
