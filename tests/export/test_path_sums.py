@@ -105,7 +105,7 @@ def test_under_autocast_the_sums_stay_exact(decoder: Paths) -> None:
 def test_no_edges() -> None:
     nothing = torch.zeros(0, dtype=torch.int32)
     table = torch.zeros((3, 0), dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
-    paths = Paths(*table, nothing.long(), *table, nothing, nothing, torch.zeros(0, 3))
+    paths = Paths(*table, nothing.long(), *table, nothing.long(), nothing, nothing, torch.zeros(0, 3))
     x, weight = torch.zeros(0, 16, requires_grad=True), torch.ones(7, 6, 16, requires_grad=True)
     path_sum(x, weight, torch.zeros(0, 7, 6), paths).sum().backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))

@@ -30,7 +30,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Crystals a step and device.
 Seed = Annotated[int | None, typer.Option(help="Of weights, order and noise.", min=0)]
 Devices = Annotated[int | None, typer.Option(help="GPUs, or processes on the CPU, that share each step.", min=1)]
 Accelerator = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, tf32 or bf16.")]
 Show = Annotated[bool, typer.Option("--show", help="Print the settings in full and leave.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for data sets that were read; your cache folder.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no bars.")]
@@ -68,7 +68,7 @@ def _train(
     missing = [content["data"][k] for k in _PATHS if content["data"].get(k) and not Path(content["data"][k]).exists()]
     if missing:
         raise InputError(f"{missing[0]} does not exist; give a file or folder that does")
-    require("torch", "lightning", "pymatgen", purpose="training")
+    require("torch", "lightning", purpose="training")
     from druse.tables import default_cache
     from druse_export.training.job import KINDS, Data, job, with_properties
     from druse_export.training.runs import best, load_tables, run
@@ -154,7 +154,8 @@ def vae(
         typer.Option(
             metavar="NAME",
             help="Property to condition on, and to predict: formation_energy_per_atom, band_gap, e_above_hull, n_atom, "
-            "crystal_system, spacegroup, formula, any column, or NAME=LOW:HIGH:SPACING[:UNIT], or NAME=CLASSES. "
+            "crystal_system, spacegroup, formula, any column, or NAME=LOW:HIGH:SPACING[:UNIT], NAME=CLASSES or "
+            "NAME=LABEL,LABEL. "
             "Several times.",
         ),
     ] = None,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,61 @@ def chain(layers: Sequence[nn.Module] | nn.ModuleList, x: T) -> T:
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """Rows of ``x`` ``[rows, channels]`` at an index of any shape."""
     return x.index_select(0, index.reshape(-1)).reshape(*index.shape, x.shape[-1])
+
+
+class _Rearranged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+def rearranged(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """Rows of ``x`` at ``index``; the gradient is read at ``inverse``, where PyTorch's own would be added up.
+
+    Of edges and their places in tables, each is the other's inverse: no edge has two places. Padding of a table names
+    an edge, too; so a padded place must meet a factor of 0 further on, which is what masks of tables are for.
+
+    Args:
+        x: ``[rows, channels]``.
+        index: ``[places]``, places for rows.
+        inverse: ``[rows]``, of each row its place.
+    """
+    out: Tensor = _Rearranged.apply(x, index, inverse)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AtEnds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ends: Tensor, table: Tensor, valid: Tensor) -> Tensor:
+        ctx.save_for_backward(table, valid)
+        return x.index_select(0, ends)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return sum_of_rows(gradients[0], *ctx.saved_tensors), None, None, None
+
+
+def at_ends(x: Tensor, ends: Tensor, table: Tensor, valid: Tensor) -> Tensor:
+    """Features of atoms ``[N, channels]`` at one end of every edge, ``[E, channels]``.
+
+    Args:
+        x: of atoms.
+        ends: ``[E]`` an atom for each edge.
+        table: ``[N, D]`` the edges of each atom by that end, which the gradient is summed by.
+        valid: ``[N, D]`` 0 in padding.
+    """
+    out: Tensor = _AtEnds.apply(x, ends, table, valid)  # type: ignore[no-untyped-call]
+    return out
+
+
+def sum_of_rows(x: Tensor, table: Tensor, valid: Tensor) -> Tensor:
+    """Sums of the edges ``[E, channels]`` that a table ``[N, D]`` names for each atom: ``[N, channels]``."""
+    return torch.matmul(valid.to(x.dtype)[:, None, :], gather(x, table)).squeeze(1)
 
 
 class SinusoidalEmbedding(nn.Module):

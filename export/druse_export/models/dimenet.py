@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from druse_export.models.blocks import chain, gather
+from druse_export.models.blocks import at_ends, chain, rearranged
 from druse_export.models.paths import Paths, path_sum
 
 
@@ -56,6 +56,7 @@ class EncoderGeometry(NamedTuple):
         in_edge: ``[N, Di]`` edges into each atom; anything in range where ``in_valid`` is 0.
         in_valid: ``[N, Di]``.
         in_degree: ``[N]``.
+        in_slot: ``[E]`` place of each edge in the flattened ``in_edge``.
         out_edge: ``[N, Do]`` edges out of each atom; anything in range in padding.
         out_degree: ``[N]``.
         out_slot: ``[E]`` place of each edge in the flattened ``out_edge``.
@@ -71,18 +72,19 @@ class EncoderGeometry(NamedTuple):
     in_edge: Tensor
     in_valid: Tensor
     in_degree: Tensor
+    in_slot: Tensor
     out_edge: Tensor
     out_degree: Tensor
     out_slot: Tensor
 
     def paths(self) -> Paths:
         """Sums for an edge j -> i run over the edges k -> j, k being no image of i."""
-        out, into = (self.out_edge, self.out_degree, self.out_slot), (self.in_edge, self.in_degree)
+        out, into = (self.out_edge, self.out_degree, self.out_slot), (self.in_edge, self.in_degree, self.in_slot)
         return Paths(*out, *into, self.dst.to(torch.int32), self.src.to(torch.int32), self.unit)
 
     def sum_in_edges(self, x: Tensor) -> Tensor:
         """Sums over the edges into each atom: ``[E, channels]`` to ``[N, channels]``."""
-        rows = gather(x, self.in_edge)
+        rows = rearranged(x, self.in_edge.flatten(), self.in_slot).reshape(*self.in_edge.shape, x.shape[1])
         return torch.matmul(self.in_valid.to(rows.dtype)[:, None, :], rows).squeeze(1)
 
 
@@ -201,7 +203,11 @@ class DimeNet(nn.Module):
         of_target, of_source, of_rbf = torch.split(self.embedding.weight, self.config.hidden, dim=1)
         ends = functional.linear(self.elements, torch.cat([of_target, of_source])).index_select(0, atom_types)
         targets, sources = torch.chunk(ends, 2, dim=1)
-        x = gather(targets, geometry.dst) + gather(sources, geometry.src)
+        out_valid = (
+            torch.arange(geometry.out_edge.shape[1], device=targets.device) < geometry.out_degree[:, None]
+        ).float()
+        x = at_ends(targets, geometry.dst, geometry.in_edge, geometry.in_valid)
+        x = x + at_ends(sources, geometry.src, geometry.out_edge, out_valid)
         x = x + functional.linear(functional.silu(self.embedding_rbf(rbf)), of_rbf, self.embedding.bias)
         x = functional.silu(x)
         per_atom = self.outputs[0](x, rbf, geometry)
@@ -209,6 +215,7 @@ class DimeNet(nn.Module):
         for interaction, output in zip(self.interactions, list(self.outputs)[1:], strict=True):
             x = interaction(x, rbf, geometry.spherical, paths)
             per_atom = per_atom + output(x, rbf, geometry)
+        per_atom = per_atom.to(torch.promote_types(per_atom.dtype, torch.float32))
         total = torch.zeros(len(geometry.n_atoms), per_atom.shape[1], dtype=per_atom.dtype, device=per_atom.device)
         total = total.index_add(0, geometry.crystal, per_atom)
         return total / geometry.n_atoms[:, None]

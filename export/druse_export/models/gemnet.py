@@ -25,7 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from druse_export.models.blocks import INV_SQRT_2, SILU_GAIN, Dense, Residual, Scaled, chain, gather, he_orthogonal_
+from druse_export.models.blocks import (
+    INV_SQRT_2,
+    SILU_GAIN,
+    Dense,
+    Residual,
+    Scaled,
+    at_ends,
+    chain,
+    gather,
+    he_orthogonal_,
+    rearranged,
+)
 from druse_export.models.paths import Paths, triplet_sum
 
 
@@ -80,7 +91,7 @@ class ScoreGeometry(NamedTuple):
         """Sums for an edge into an atom run over all other edges into it."""
         edges = torch.arange(len(self.slot), dtype=torch.int32, device=self.slot.device)
         table = self.in_edge, self.degree
-        return Paths(*table, self.slot, *table, edges, edges, self.unit)
+        return Paths(*table, self.slot, *table, self.slot, edges, edges, self.unit)
 
 
 class Scale(nn.Module):
@@ -108,11 +119,13 @@ class EdgeUpdate(nn.Module):
 
     def forward(self, h: Tensor, feature: Scaled, geometry: ScoreGeometry) -> Scaled:
         """Atoms ``[N, atom]`` and features ``[2 or 1, H, feature]`` (before their weight) to ``[2, H, out]``."""
-        src, dst = geometry.src, geometry.dst
-        ends = gather(functional.linear(h, self.source), torch.stack([src, dst]))
-        ends = ends + gather(functional.linear(h, self.target), torch.stack([dst, src]))
+        n_half, into = len(geometry.src), geometry.in_edge
+        sources, targets = torch.cat([geometry.src, geometry.dst]), torch.cat([geometry.dst, geometry.src])
+        out_of = torch.where(into < n_half, into + n_half, into - n_half)  # the mirror of an edge into an atom
+        ends = at_ends(functional.linear(h, self.source), sources, out_of, geometry.valid)
+        ends = ends + at_ends(functional.linear(h, self.target), targets, into, geometry.valid)
         features = functional.linear(feature.value, self.feature * feature.factor)
-        return Scaled(functional.silu(ends + features), SILU_GAIN)
+        return Scaled(functional.silu(ends.reshape(2, n_half, ends.shape[1]) + features), SILU_GAIN)
 
 
 class AtomUpdate(nn.Module):
@@ -128,7 +141,8 @@ class AtomUpdate(nn.Module):
     def forward(self, m: Scaled, rbf_h: Tensor, geometry: ScoreGeometry) -> Scaled:
         """Edges ``[2, H, edge]`` to atoms ``[N, atom]``."""
         weighted = (m.value * self.radial.scaled(Scaled(rbf_h, m.factor)).value).flatten(0, 1)
-        rows = gather(weighted, geometry.in_edge)
+        rows = rearranged(weighted, geometry.in_edge.flatten(), geometry.slot)
+        rows = rows.reshape(*geometry.in_edge.shape, weighted.shape[1])
         total = torch.matmul(geometry.valid.to(rows.dtype)[:, None, :], rows).squeeze(1)
         return chain(self.residuals, self.dense.scaled(Scaled(self.scale(total), 1.0)))
 
@@ -268,5 +282,6 @@ class GemNet(nn.Module):
         """
         force, logits = self.edge_forces(z, atom_types, geometry)
         vectors = torch.stack([force[0, :, None] * geometry.unit, force[1, :, None] * -geometry.unit])
-        rows = gather(vectors.flatten(0, 1), geometry.in_edge)
+        rows = rearranged(vectors.flatten(0, 1), geometry.in_edge.flatten(), geometry.slot)
+        rows = rows.reshape(*geometry.in_edge.shape, 3)
         return torch.sum(rows * geometry.valid.to(rows.dtype)[..., None], dim=1), logits

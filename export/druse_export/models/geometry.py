@@ -3,10 +3,11 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import optimize, special
+from scipy import interpolate, optimize, special
 
 from druse import basis
 from druse._arrays import Float32, Float64, Offsets
@@ -43,10 +44,19 @@ def _graph(crystals: Crystals, config: GemNetConfig | DimeNetConfig, mode: Mode,
     )
 
 
-def score_geometry(graph: Graph, config: GemNetConfig) -> ScoreGeometry:
-    """The decoder's view of a graph of half edges; radial basis in native float32."""
+def score_geometry(graph: Graph, config: GemNetConfig, device: torch.device | str = "cpu") -> ScoreGeometry:
+    """The decoder's view of a graph of half edges, on a device.
+
+    The radial basis is native float32 on the host, and PyTorch's elsewhere: it is the largest of the arrays.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        native = basis.radial_basis(graph.distance, cutoff=config.cutoff, n_radial=config.n_radial)
+        radial = torch.from_numpy(native)
+    else:
+        radial = radial_basis(torch.from_numpy(graph.distance).to(device), config)
     valid = np.arange(graph.in_edge.shape[1]) < graph.degree[:, None]
-    return ScoreGeometry(
+    geometry = ScoreGeometry(
         src=torch.from_numpy(graph.src),
         dst=torch.from_numpy(graph.dst),
         crystal=crystal_of_atom(graph.offsets),
@@ -54,9 +64,18 @@ def score_geometry(graph: Graph, config: GemNetConfig) -> ScoreGeometry:
         valid=torch.from_numpy(valid.astype(np.float32)),
         slot=torch.from_numpy(graph.slot),
         unit=torch.from_numpy(graph.unit),
-        radial=torch.from_numpy(basis.radial_basis(graph.distance, cutoff=config.cutoff, n_radial=config.n_radial)),
+        radial=radial,
         degree=torch.from_numpy(graph.degree),
     )
+    return ScoreGeometry(*(field.to(device) for field in geometry))
+
+
+def radial_basis(distance: torch.Tensor, config: GemNetConfig) -> torch.Tensor:
+    """`druse.basis.radial_basis` of distances ``[E]`` in Angstrom, ``[E, n_radial]``, where the tensor is."""
+    d = (distance / config.cutoff)[:, None]
+    centres = torch.linspace(0, 1, config.n_radial, device=d.device, dtype=d.dtype)
+    envelope = torch.where(d < 1, 1 + d**5 * (-21 + d * (35 - 15 * d)), torch.zeros_like(d))
+    return envelope * torch.exp(-0.5 * ((d - centres) * (config.n_radial - 1)) ** 2)
 
 
 @functools.cache
@@ -83,19 +102,27 @@ def spherical_bessel(
 ) -> Float32[np.ndarray, "edges spherical radial"]:
     """The radial half of DimeNet's spherical basis: normalised j_l(z_ln d) under the envelope, d scaled."""
     d = distance.astype(np.float64) / config.cutoff
-    zeros = spherical_bessel_zeros(config.n_spherical, config.n_radial)
-    orders = np.arange(config.n_spherical)[:, None]
-    norm = math.sqrt(2) / np.abs(special.spherical_jn(orders + 1, zeros))
     envelope = np.where(d < 1, 1 / d + d**5 * (-28 + d * (48 - 21 * d)), 0.0)
-    values = special.spherical_jn(orders, zeros * d[:, None, None]) * norm * envelope[:, None, None]
+    values = _bessel_spline(config.n_spherical, config.n_radial)(np.minimum(d, 1.0))
+    values *= envelope[:, None, None]
     return values.astype(np.float32)
+
+
+@functools.cache
+def _bessel_spline(n_spherical: int, n_radial: int) -> Any:
+    """Normalised j_l(z_ln d) for d from 0 to 1, to 2e-11; SciPy's own values take ten times as long."""
+    zeros = spherical_bessel_zeros(n_spherical, n_radial)
+    orders = np.arange(n_spherical)[:, None]
+    norm = math.sqrt(2) / np.abs(special.spherical_jn(orders + 1, zeros))
+    knots = np.linspace(0, 1, 4097)
+    return interpolate.CubicSpline(knots, special.spherical_jn(orders, zeros * knots[:, None, None]) * norm)
 
 
 def encoder_geometry(graph: Graph, config: DimeNetConfig) -> EncoderGeometry:
     """The encoder's view of a graph, whose half edges are expanded to directed ones."""
     edges = graph.directed()
     n_atoms = graph.n_atoms
-    in_table, in_degree, _ = _table(edges.dst, n_atoms)
+    in_table, in_degree, in_slot = _table(edges.dst, n_atoms)
     out_table, out_degree, out_slot = _table(edges.src, n_atoms)
     in_valid = np.arange(in_table.shape[1]) < in_degree[:, None]
     spherical = spherical_bessel(graph.distance[: graph.n_edges], config)
@@ -110,6 +137,7 @@ def encoder_geometry(graph: Graph, config: DimeNetConfig) -> EncoderGeometry:
         in_edge=torch.from_numpy(in_table),
         in_valid=torch.from_numpy(in_valid.astype(np.float32)),
         in_degree=torch.from_numpy(in_degree),
+        in_slot=torch.from_numpy(in_slot),
         out_edge=torch.from_numpy(out_table),
         out_degree=torch.from_numpy(out_degree),
         out_slot=torch.from_numpy(out_slot),

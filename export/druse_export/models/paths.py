@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from druse import _native
-from druse_export.models.blocks import gather
+from druse_export.models.blocks import gather, rearranged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Paths:
     Attributes:
         row_edge, row_degree: ``[N, P]`` and ``[N]`` int32.
         row_place: ``[E]`` the place of each edge in the flattened ``row_edge``.
-        sum_edge, sum_degree: ``[N, Q]`` and ``[N]`` int32.
+        sum_edge, sum_degree, sum_place: ``[N, Q]``, ``[N]`` and ``[E]``, the same of edges that are summed.
         row_label, sum_label: ``[E]`` int32: an edge is not summed for a row with its label.
         unit: ``[E, 3]`` unit vectors, or ``[E / 2, 3]`` of half edges that are followed by their mirrors.
     """
@@ -31,6 +31,7 @@ class Paths:
     row_place: Tensor
     sum_edge: Tensor
     sum_degree: Tensor
+    sum_place: Tensor
     row_label: Tensor
     sum_label: Tensor
     unit: Tensor
@@ -58,6 +59,7 @@ class Paths:
         return _Structure(self)
 
 
+@torch.no_grad()
 def _legendre(paths: Paths, n_spherical: int) -> Tensor:
     unit = torch.cat([paths.unit, -paths.unit]) if paths.mirror else paths.unit
     valid = [
@@ -66,7 +68,8 @@ def _legendre(paths: Paths, n_spherical: int) -> Tensor:
     ]
     labels = (paths.row_label[paths.row_edge.long()], paths.sum_label[paths.sum_edge.long()])
     mask = valid[0][:, :, None] & valid[1][:, None, :] & (labels[0][:, :, None] != labels[1][:, None, :])
-    cosine = torch.matmul(gather(unit, paths.row_edge), gather(unit, paths.sum_edge).transpose(1, 2))
+    with torch.autocast(unit.device.type, enabled=False):  # in bfloat16 the polynomials would be of another angle
+        cosine = torch.matmul(gather(unit, paths.row_edge), gather(unit, paths.sum_edge).transpose(1, 2))
     blocks = [mask.to(unit.dtype), mask * cosine]
     for order in range(2, n_spherical):
         blocks.append(((2 * order - 1) * cosine * blocks[-1] - (order - 1) * blocks[-2]) / order)
@@ -134,11 +137,11 @@ def path_sum(x: Tensor, weight: Tensor, spherical: Tensor, paths: Paths) -> Tens
         return out
     n_spherical, _, channels = weight.shape
     factors = torch.einsum("eln,lnc->elc", spherical.to(x.dtype), weight.to(x.dtype))
-    rows = gather((x[:, None] * factors).flatten(1), paths.sum_edge)
+    rows = rearranged((x[:, None] * factors).flatten(1), paths.sum_edge.flatten(), paths.sum_place)
     n_atoms, n_sum = paths.sum_edge.shape
     rows = rows.reshape(n_atoms, n_sum, n_spherical, channels).transpose(1, 2).flatten(1, 2)
     blocks = torch.matmul(paths.legendre(n_spherical).flatten(2).to(rows.dtype), rows)
-    return blocks.flatten(0, 1).index_select(0, paths.row_place)
+    return rearranged(blocks.flatten(0, 1), paths.row_place, paths.row_edge.flatten())
 
 
 class _TripletSum(torch.autograd.Function):
@@ -179,8 +182,9 @@ def triplet_sum(x: Tensor, radial: Tensor, paths: Paths) -> Tensor:
         return out
     n_basis, n_spherical = radial.shape[1:]
     legendre = paths.legendre(n_spherical).flatten(1, 2).to(x.dtype)
-    summed = torch.matmul(legendre, gather(x, paths.sum_edge))  # [N, P * spherical, channels]
+    rows = rearranged(x, paths.sum_edge.flatten(), paths.sum_place).reshape(*paths.sum_edge.shape, x.shape[1])
+    summed = torch.matmul(legendre, rows)  # [N, P * spherical, channels]
     n_atoms, n_rows = paths.row_edge.shape
-    per_edge = summed.reshape(n_atoms * n_rows, -1).index_select(0, paths.row_place)
+    per_edge = rearranged(summed.reshape(n_atoms * n_rows, -1), paths.row_place, paths.row_edge.flatten())
     per_edge = per_edge.reshape(-1, len(radial), n_spherical, x.shape[1])
     return torch.matmul(radial, per_edge).reshape(-1, n_basis, x.shape[1])

@@ -24,6 +24,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         validation: another; empty: a tenth of ``train``, by the paper's split 8 : 1 : 1 with ``split_seed``.
         split_seed: of that split.
         weights: of step one, for the priors of step two: a file, or the folder of the run.
+        classes: columns to make of others, by name: ``COLUMN>THRESHOLD``, 1 above it, else 0.
         max_atoms, max_hull, max_gap, min_density: see `druse_export.data.CrystalTable.filtered`.
     """
 
@@ -31,6 +32,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     validation: str = ""
     split_seed: int = 0
     weights: str = ""
+    classes: dict[str, str] = {}
     max_atoms: int | None = None
     max_hull: float | None = None
     max_gap: float | None = None

@@ -223,8 +223,20 @@ def fit(
     )
     last = folder / "last.ckpt"
     training, validation = loaders(trainer.global_rank, trainer.world_size)
-    trainer.fit(module, training, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
+    with _products(machine.precision):
+        trainer.fit(module, training, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
     return module
+
+
+@contextlib.contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """PyTorch's precision of float32 products on a GPU, as long as a run needs it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def claim(folder: Path, settings: Settings) -> None:

@@ -126,6 +126,9 @@ def train_prior(
             f"`latent` of the prior must be the model's, {model.config.latent}, got {settings.prior.latent}"
         )
 
+    if machine.accelerator != "cpu" and torch.cuda.is_available():
+        model = model.cuda()  # for encoding
+
     def batches(table: CrystalTable) -> LatentBatches:
         chosen = usable(table, settings.prior.conditions, model.config.max_atoms)
         return LatentBatches(encode_table(model, chosen).mu, property_values(chosen, settings.prior.conditions))

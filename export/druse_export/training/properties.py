@@ -1,6 +1,7 @@
 """Properties by name: the ones that databases have, with units and ranges, and any other column."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -30,7 +31,8 @@ FULL = ("crystal_system", "spacegroup", "formation_energy_per_atom", "band_gap",
 def resolve(names: Sequence[str | Property], table: CrystalTable) -> tuple[Property, ...]:
     """Descriptions of properties given by name; a column that is not `KNOWN` becomes a scalar over its own range.
 
-    ``name=classes`` makes a column a class property of so many classes, ``name=low:high:spacing[:unit]`` a scalar.
+    ``name=classes`` makes a column a class property of so many classes, ``name=label,label,...`` one whose classes have
+    names, ``name=low:high:spacing[:unit]`` a scalar.
 
     Raises:
         InputError: a name is no column, or its text cannot be understood.
@@ -69,7 +71,10 @@ def _resolve(text: str, table: CrystalTable) -> Property:
 
 def _described(name: str, given: str) -> Property:
     parts = given.split(":")
+    labels = tuple(label.strip() for label in given.split(","))
     try:
+        if len(labels) > 1:
+            return ClassProperty(name, len(labels), labels)
         if len(parts) == 1:
             return ClassProperty(name, int(parts[0]))
         if len(parts) in (3, 4):
@@ -80,5 +85,29 @@ def _described(name: str, given: str) -> Property:
     except ValueError:
         pass
     raise InputError(
-        f"cannot read the property {name}={given}; write {name}=CLASSES, or {name}=LOW:HIGH:SPACING and perhaps :UNIT"
+        f"cannot read the property {name}={given}; write {name}=CLASSES, {name}=LABEL,LABEL,..., or "
+        f"{name}=LOW:HIGH:SPACING and perhaps :UNIT"
     )
+
+
+def with_classes(table: CrystalTable, classes: Mapping[str, str]) -> CrystalTable:
+    """The table with a column of 0 and 1 for each ``name: "column>threshold"``; no value stays none.
+
+    Raises:
+        InputError: a rule cannot be read, its column is not there, or its name is taken.
+    """
+    added = {}
+    for name, rule in classes.items():
+        column, _, text = (part.strip() for part in rule.partition(">"))
+        try:
+            threshold = float(text)
+        except ValueError:
+            raise InputError(f"cannot read the class {name} = {rule!r}; write COLUMN>THRESHOLD") from None
+        if column not in table.properties or name in table.properties:
+            known = ", ".join(sorted(table.properties))
+            raise InputError(
+                f"the class {name} = {rule!r} must have a new name and a column of the data; it has {known}"
+            )
+        values = table.properties[column]
+        added[name] = np.where(np.isfinite(values), values > threshold, np.nan).astype(np.float64)
+    return dataclasses.replace(table, properties={**table.properties, **added})

@@ -21,6 +21,7 @@ from druse_export.models.weights import digest, read_vae_weights, save_weights
 from druse_export.training.cgcnn import train_cgcnn
 from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
 from druse_export.training.prior import train_prior
+from druse_export.training.properties import with_classes
 from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
 from druse_export.training.step_one import train_vae
 from druse_export.training.toml import read_toml
@@ -33,7 +34,7 @@ def load_tables(data: Data, *, cache: Path | None = None, progress: Callable[[in
     """Training and validation data of a job, filtered."""
 
     def read(name: str) -> CrystalTable:
-        table = load_table(Path(name), cache=cache, progress=progress)
+        table = with_classes(load_table(Path(name), cache=cache, progress=progress), data.classes)
         return table.filtered(
             max_atoms=data.max_atoms, max_hull=data.max_hull, max_gap=data.max_gap, min_density=data.min_density
         )

@@ -15,14 +15,15 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: GPUs, or processes on the CPU, that share the work by DDP, each with ``batch_size`` crystals a step.
-        precision: ``fp32``, or ``bf16`` in the networks' products.
+        precision: of the networks' products: ``fp32``; ``tf32``, another one on a GPU only; or ``bf16``, which what
+            stands between the products has, too.
         workers: processes that prepare batches.
         threads: of each process on the CPU; 0 for PyTorch's choice.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     workers: int = 0
     threads: int = 0
 

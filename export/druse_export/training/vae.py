@@ -101,7 +101,7 @@ def noisy_crystals(
         cells = np.where(graph.ok[:, None, None], cells, batch.cells)
         frac = noisy(cells)
         graph = score_graph(Crystals(frac, cells, batch.offsets, batch.species), config.decoder, mode=config.graph_mode)
-    geometry = ScoreGeometry(*(field.to(sigma.device) for field in score_geometry(graph, config.decoder)))
+    geometry = score_geometry(graph, config.decoder, sigma.device)
     frac_difference = torch.from_numpy(batch.frac - frac)
     difference = minimum_image(frac_difference, torch.from_numpy(batch.cells[atoms])).float()
     return NoisyCrystals(atom_types, geometry, difference.to(sigma.device))
