@@ -33,7 +33,7 @@
 extern "C" {
 #endif
 
-#define DRUSE_ABI_VERSION 2
+#define DRUSE_ABI_VERSION 3
 
 typedef enum {
     DRUSE_OK = 0,
@@ -145,6 +145,7 @@ typedef struct {
     uint32_t purpose;  /* < 256: draws for different purposes never share a block */
     uint32_t step;     /* of the sampler */
     const uint64_t *crystal_ids; /* [n_crystals] */
+    const uint32_t *step_at;     /* nullable: one number where the arrays are, that stands for `step` (not in druse_prior_chain) */
 } druse_noise_key;
 
 /* Standard normal draws (Box-Muller), uniform ones in (0, 1), and standard Gumbel ones, whose sums with logits are largest
@@ -156,22 +157,35 @@ DRUSE_API int32_t druse_uniform(const druse_exec *exec, const druse_noise_key *k
 DRUSE_API int32_t druse_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
                                const int64_t *offsets, int32_t width, float *out);
 
+/* values += druse_gumbel, in place. */
+DRUSE_API int32_t druse_add_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
+                                   const int64_t *offsets, int32_t width, float *values);
+
 /* ---- sampler updates, in place ---------------------------------------------------------------------------------- */
 
 /* x' = x + drift * score + diffusion * noise in Cartesian Angstrom (eqs 2 and 7: drift = step, diffusion =
  * sqrt(2 step)), wrapped to [0, 1); species = 1 + argmax of the allowed logits, the first of equals.
- * `noise` nullable: drawn by `key`. `logits` nullable: species stay. `allowed` nullable: all.
+ * `move_at` nullable: two numbers where the arrays are, that stand for `drift` and `diffusion`. `noise` nullable: drawn by
+ * `key`. `logits` nullable: species stay. `allowed` nullable: all.
  * A crystal with a number that is not finite keeps its state and gains NON_FINITE; one with a flat cell, SINGULAR. */
 DRUSE_API int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals,
                                  const int64_t *offsets, const double *cells, double drift, double diffusion,
-                                 const float *score, const float *noise, int32_t n_species, const float *logits,
-                                 const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status);
+                                 const double *move_at, const float *score, const float *noise, int32_t n_species,
+                                 const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
+                                 uint32_t *status);
 
 /* z' = scale * (z - eps_scale * eps) + noise_scale * noise (eq. 4: scale = 1 / sqrt(alpha), eps_scale =
  * (1 - alpha) / sqrt(1 - alpha-bar)), float32. `noise` nullable: drawn by `key`, one row a crystal. */
 DRUSE_API int32_t druse_ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width,
                              double scale, double eps_scale, double noise_scale, const float *eps, const float *noise,
                              float *z, uint32_t *status);
+
+/* out = (a x + b y) / c in float32, each operation rounded. `y` nullable: a x / c. `out` may be x or y. */
+DRUSE_API int32_t druse_combine(const druse_exec *exec, int64_t count, double a, const float *x, double b,
+                                const float *y, double c, float *out);
+
+/* counters[k] += by[k], modulo 2^32: steps that are replayed from memory count themselves. */
+DRUSE_API int32_t druse_advance(const druse_exec *exec, int64_t count, const int32_t *by, uint32_t *counters);
 
 /* ---- decoder geometry ------------------------------------------------------------------------------------------- */
 
@@ -190,6 +204,27 @@ DRUSE_API int32_t druse_legendre(const druse_exec *exec, int64_t n_atoms, int64_
 DRUSE_API int32_t druse_force_sum(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity,
                                   const int32_t *in_edge, const int32_t *degree, int64_t mirror, const float *unit,
                                   const float *force, float *out);
+
+/* A graph of half edges with its incidence table, made up to fixed lengths without anybody knowing its own: of n_atoms
+ * atoms those from offsets[n_crystals] on are not there, of n_edges half edges those from edge_offsets[n_crystals] on; the
+ * last of each must not be (n_atoms > offsets[n_crystals], n_edges > edge_offsets[n_crystals]). Their edges run from the
+ * last atom to itself at `cutoff`. `slot` leads to the last atom's row where an edge has no place. `mirror` of
+ * druse_incidence is n_edges, its pad 2 n_edges - 1. met[b] gains those bits of status[b] that stop a crystal. */
+typedef struct {
+    int64_t n_crystals, n_atoms, n_edges, degree_capacity;
+    double cutoff;
+    int32_t *src, *dst; /* [n_edges] */
+    float *distance;    /* [n_edges] */
+    int32_t *in_edge;   /* [n_atoms, degree_capacity] */
+    int32_t *degree;    /* [n_atoms] */
+    int32_t *slot;      /* [2, n_edges] */
+    float *valid;       /* [n_atoms, degree_capacity] out: 1 for an edge, 0 for none */
+    const uint32_t *status; /* [n_crystals] */
+    uint32_t *met;          /* [n_crystals] */
+} druse_padded_graph;
+
+DRUSE_API int32_t druse_pad_graph(const druse_exec *exec, const int64_t *offsets, const int64_t *edge_offsets,
+                                  const druse_padded_graph *graph);
 
 /* ---- sums over paths: two edges that meet at an atom ------------------------------------------------------------- */
 

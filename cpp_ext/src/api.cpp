@@ -224,18 +224,26 @@ int32_t druse_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t
     DRUSE_DISPATCH(gumbel, key, n_crystals, offsets, width, out);
 }
 
+int32_t druse_add_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                         int32_t width, float *values) {
+    if (const int32_t failure = check_draw(exec, key, n_crystals, offsets, width, values)) return failure;
+    DRUSE_DISPATCH(add_gumbel, key, n_crystals, offsets, width, values);
+}
+
 int32_t druse_langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
-                       const double *cells, double drift, double diffusion, const float *score, const float *noise,
-                       int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
-                       uint32_t *status) {
+                       const double *cells, double drift, double diffusion, const double *move_at, const float *score,
+                       const float *noise, int32_t n_species, const float *logits, const uint8_t *allowed, double *frac,
+                       int32_t *species, uint32_t *status) {
     if (const int32_t failure = check_exec(exec)) return failure;
     DRUSE_REQUIRE(n_crystals >= 0 && offsets != nullptr && (noise != nullptr || valid_key(key)));
     DRUSE_REQUIRE(cells != nullptr && score != nullptr && frac != nullptr && status != nullptr);
     DRUSE_REQUIRE(logits == nullptr || (n_species > 0 && species != nullptr));
     DRUSE_REQUIRE(__builtin_isfinite(drift) && __builtin_isfinite(diffusion));
+    if (exec->device == DRUSE_CPU && move_at != nullptr)
+        DRUSE_REQUIRE(__builtin_isfinite(move_at[0]) && __builtin_isfinite(move_at[1]));
     DRUSE_REQUIRE(valid_offsets(exec, n_crystals, offsets) && within_blocks(exec, n_crystals, offsets, 3));
-    DRUSE_DISPATCH(langevin, key, n_crystals, offsets, cells, drift, diffusion, score, noise, n_species, logits,
-                   allowed, frac, species, status);
+    DRUSE_DISPATCH(langevin, key, n_crystals, offsets, cells, drift, diffusion, move_at, score, noise, n_species,
+                   logits, allowed, frac, species, status);
 }
 
 int32_t druse_ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
@@ -246,6 +254,36 @@ int32_t druse_ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n
     DRUSE_REQUIRE(eps != nullptr && z != nullptr && status != nullptr);
     DRUSE_REQUIRE(__builtin_isfinite(scale) && __builtin_isfinite(eps_scale) && __builtin_isfinite(noise_scale));
     DRUSE_DISPATCH(ddpm, key, n_crystals, width, scale, eps_scale, noise_scale, eps, noise, z, status);
+}
+
+int32_t druse_combine(const druse_exec *exec, int64_t count, double a, const float *x, double b, const float *y,
+                      double c, float *out) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(count >= 0 && (count == 0 || (x != nullptr && out != nullptr)));
+    DRUSE_REQUIRE(__builtin_isfinite(a) && __builtin_isfinite(b) && __builtin_isfinite(c));
+    DRUSE_DISPATCH(combine, count, static_cast<float>(a), x, static_cast<float>(b), y, static_cast<float>(c), out);
+}
+
+int32_t druse_advance(const druse_exec *exec, int64_t count, const int32_t *by, uint32_t *counters) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(count >= 0 && (count == 0 || (by != nullptr && counters != nullptr)));
+    DRUSE_DISPATCH(advance, count, by, counters);
+}
+
+int32_t druse_pad_graph(const druse_exec *exec, const int64_t *offsets, const int64_t *edge_offsets,
+                        const druse_padded_graph *graph) {
+    if (const int32_t failure = check_exec(exec)) return failure;
+    DRUSE_REQUIRE(offsets != nullptr && edge_offsets != nullptr && graph != nullptr);
+    const druse_padded_graph &g = *graph;
+    DRUSE_REQUIRE(g.n_crystals >= 0 && g.n_atoms > 0 && g.n_edges > 0 && g.degree_capacity > 0);
+    DRUSE_REQUIRE(g.n_edges <= INT32_MAX / 2 && g.n_atoms <= INT32_MAX / g.degree_capacity && g.cutoff > 0.0);
+    DRUSE_REQUIRE(g.src != nullptr && g.dst != nullptr && g.distance != nullptr && g.in_edge != nullptr);
+    DRUSE_REQUIRE(g.degree != nullptr && g.slot != nullptr && g.valid != nullptr);
+    DRUSE_REQUIRE(g.n_crystals == 0 || (g.status != nullptr && g.met != nullptr));
+    DRUSE_REQUIRE(valid_offsets(exec, g.n_crystals, offsets) && valid_offsets(exec, g.n_crystals, edge_offsets));
+    if (exec->device == DRUSE_CPU)
+        DRUSE_REQUIRE(offsets[g.n_crystals] < g.n_atoms && edge_offsets[g.n_crystals] < g.n_edges);
+    DRUSE_DISPATCH(pad_graph, offsets, edge_offsets, graph);
 }
 
 int32_t druse_radial_basis(const druse_exec *exec, int64_t n_edges, const float *distance, double cutoff,

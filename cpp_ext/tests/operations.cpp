@@ -44,7 +44,7 @@ void incidence_stays_in_bounds() {
 void noise_is_the_same_everywhere() {
     const std::vector<uint64_t> ids = {0, 5, uint64_t(1) << 40};
     const std::vector<int64_t> offsets = {0, 7, 7, 107};
-    const druse_noise_key key{42, 3, 9, ids.data()};
+    const druse_noise_key key{42, 3, 9, ids.data(), nullptr};
     for (const int32_t width : {1, 3, 4, 5, 256}) {
         std::vector<float> first(static_cast<size_t>(107 * width)), again = first;
         const druse_exec exec = on_cpu();
@@ -66,7 +66,7 @@ void noise_is_the_same_everywhere() {
 
 void updates_leave_a_troubled_crystal_alone() {
     const std::vector<uint64_t> ids = {1, 2};
-    const druse_noise_key key{1, 6, 0, ids.data()};
+    const druse_noise_key key{1, 6, 0, ids.data(), nullptr};
     const std::vector<int64_t> offsets = {0, 2, 3};
     const std::vector<double> cells = {3, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     std::vector<double> frac = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};
@@ -76,7 +76,7 @@ void updates_leave_a_troubled_crystal_alone() {
     std::vector<uint32_t> status(2, 0);
     score[4] = std::nanf("");
     const druse_exec exec = on_cpu();
-    CHECK(druse_langevin(&exec, &key, 2, offsets.data(), cells.data(), 0.1, 0.1, score.data(), nullptr, 4,
+    CHECK(druse_langevin(&exec, &key, 2, offsets.data(), cells.data(), 0.1, 0.1, nullptr, score.data(), nullptr, 4,
                          logits.data(), nullptr, frac.data(), species.data(), status.data()) == DRUSE_OK);
     CHECK(status[0] == DRUSE_STATUS_NON_FINITE && status[1] == DRUSE_STATUS_SINGULAR);
     CHECK(frac == before);
@@ -139,7 +139,7 @@ void the_prior_stays_in_bounds() {
     const std::vector<double> scale(n_steps, 1.0), eps_scale(n_steps, 0.1), noise_scale(n_steps, 0.2);
     for (const int64_t n : {0, 1, 13, 48, 101}) {
         const std::vector<uint64_t> ids(static_cast<size_t>(n + 1), 7);
-        const druse_noise_key key = {1, 2, 0, ids.data()};
+        const druse_noise_key key = {1, 2, 0, ids.data(), nullptr};
         std::vector<std::vector<float>> results;
         for (const int threads : {1, 3})
             for (const int isa : {DRUSE_ISA_BASELINE, DRUSE_ISA_AVX2, DRUSE_ISA_AVX512}) {

@@ -18,7 +18,8 @@ CONDITIONS = "conditions.parquet"
 LARGEST_FILE = 2**31
 LARGEST_MANIFEST = 2**24
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+"""Of products. tf32 is float32 in memory with products of its leading 10 bits, and no matter of the graph."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,8 +65,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     formulation: str = ""
 
     def __post_init__(self) -> None:
-        if "fp32" in self.precisions:
-            raise ValueError("`precisions` must be other ones than fp32, which is the network's own file")
+        if "fp32" in self.precisions or "tf32" in self.precisions:
+            raise ValueError("`precisions` must be other ones than fp32 and tf32, which are the network's own file")
 
     @property
     def every_file(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from druse.errors import DeviceError, DruseError, InputError, NativeLibraryError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OK, ERROR_ARGUMENT, ERROR_MEMORY, ERROR_UNSUPPORTED, ERROR_CUDA = range(5)
 ISAS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
@@ -65,7 +65,13 @@ class Edges(Structure):
 class NoiseKey(Structure):
     """``druse_noise_key``."""
 
-    _fields_ = (("seed", c_uint64), ("purpose", c_uint32), ("step", c_uint32), ("crystal_ids", c_void_p))
+    _fields_ = (
+        ("seed", c_uint64),
+        ("purpose", c_uint32),
+        ("step", c_uint32),
+        ("crystal_ids", c_void_p),
+        ("step_at", c_void_p),
+    )
 
 
 class ResidualMLP(Structure):
@@ -150,6 +156,27 @@ class GemNetBatch(Structure):
     )
 
 
+class PaddedGraph(Structure):
+    """``druse_padded_graph``."""
+
+    _fields_ = (
+        ("n_crystals", c_int64),
+        ("n_atoms", c_int64),
+        ("n_edges", c_int64),
+        ("degree_capacity", c_int64),
+        ("cutoff", c_double),
+        ("src", c_void_p),
+        ("dst", c_void_p),
+        ("distance", c_void_p),
+        ("in_edge", c_void_p),
+        ("degree", c_void_p),
+        ("slot", c_void_p),
+        ("valid", c_void_p),
+        ("status", c_void_p),
+        ("met", c_void_p),
+    )
+
+
 _EXEC, _KEY, _P, _N, _I, _D = POINTER(Exec), POINTER(NoiseKey), c_void_p, c_int64, c_int32, c_double
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_abi_version": (_I, ()),
@@ -164,8 +191,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_normal": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
     "druse_uniform": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
     "druse_gumbel": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
-    "druse_langevin": (_I, (_EXEC, _KEY, _N, _P, _P, _D, _D, _P, _P, _I, _P, _P, _P, _P, _P)),
+    "druse_add_gumbel": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
+    "druse_langevin": (_I, (_EXEC, _KEY, _N, _P, _P, _D, _D, _P, _P, _P, _I, _P, _P, _P, _P, _P)),
     "druse_ddpm": (_I, (_EXEC, _KEY, _N, _I, _D, _D, _D, _P, _P, _P, _P)),
+    "druse_combine": (_I, (_EXEC, _N, _D, _P, _D, _P, _D, _P)),
+    "druse_advance": (_I, (_EXEC, _N, _P, _P)),
+    "druse_pad_graph": (_I, (_EXEC, _P, _P, POINTER(PaddedGraph))),
     "druse_radial_basis": (_I, (_EXEC, _N, _P, _D, _I, _P)),
     "druse_legendre": (_I, (_EXEC, _N, _N, _I, _P, _P, _N, _P, _P)),
     "druse_force_sum": (_I, (_EXEC, _N, _N, _P, _P, _N, _P, _P, _P)),
@@ -265,6 +296,6 @@ def call(function: str, *arguments: Any) -> None:
 
 def noise_key(seed: int, purpose: int, step: int, crystal_ids: Any) -> NoiseKey:
     """The key of a draw; keeps a reference to ``crystal_ids`` alive."""
-    key = NoiseKey(seed, purpose, step, pointer(crystal_ids))
+    key = NoiseKey(seed, purpose, step, pointer(crystal_ids), None)
     key.keep = crystal_ids
     return key

@@ -137,6 +137,7 @@ def langevin_update(
         *map(_native.pointer, (offsets_, cells_)),
         drift,
         diffusion,
+        None,
         *map(_native.pointer, (score_, noise_)),
         n_species,
         *map(_native.pointer, (logits_, allowed_, frac_, species_, status)),

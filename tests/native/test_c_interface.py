@@ -138,7 +138,7 @@ def test_a_wrong_incidence_call_writes_nothing(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("function", ["druse_normal", "druse_uniform", "druse_gumbel"])
 def test_wrong_noise_calls_write_nothing(function: str) -> None:
     ids, out = np.zeros(2, np.uint64), np.full(64, UNTOUCHED, np.float64)
-    good, falling = _native.NoiseKey(1, 6, 0, ids.ctypes.data), np.array([0, 2, 1], np.int64)
+    good, falling = _native.NoiseKey(1, 6, 0, ids.ctypes.data, None), np.array([0, 2, 1], np.int64)
     many = np.array([0, 1, 2**25], np.int64)
     exec_ = _native.cpu()
     for arguments in (
@@ -149,7 +149,7 @@ def test_wrong_noise_calls_write_nothing(function: str) -> None:
         (exec_, good, 2, many, 3, out),
         (exec_, good, 2, None, 3, None),
         (exec_, None, 2, None, 3, out),
-        (exec_, _native.NoiseKey(1, 256, 0, ids.ctypes.data), 2, None, 3, out),
+        (exec_, _native.NoiseKey(1, 256, 0, ids.ctypes.data, None), 2, None, 3, out),
         (exec_, _native.NoiseKey(1, 6, 0, None), 2, None, 3, out),
     ):
         assert call(function, *arguments) == _native.ERROR_ARGUMENT

@@ -14,7 +14,7 @@ from druse import graphs
 
 NAMES = """
 errors _dependencies _files _columns _processes _arrays _native lattice crystals elements conditions _rows tables
-bravais control _manifest _onnx bundle _graph graphs basis backends schedules noise strategies sampling samplers
+bravais control _manifest _onnx bundle _graph graphs basis _device _cuda backends schedules noise strategies sampling samplers
 _prior _gemnet _score model _request _trajectory _shards generate io runs __init__ properties verify validity
 _fingerprints duplicates evaluate screening relax report campaign _probes doctor cli __main__
 """

@@ -82,6 +82,7 @@ int32_t prior_chain(const druse_exec *exec, const druse_residual_mlp *net, const
                                 block.work.data, block.eps.data);
             druse_noise_key step_key = *key;
             step_key.step = static_cast<uint32_t>(t);
+            step_key.step_at = nullptr;
             for (int64_t row = 0; row < count; ++row)
                 status[first + row] |= ddpm_row(
                     kernel, step_key, key->crystal_ids[first + row], net->latent, static_cast<float>(scale[t]),

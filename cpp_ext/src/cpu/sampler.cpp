@@ -11,6 +11,8 @@ namespace druse {
 namespace cpu {
 namespace {
 
+uint32_t step_of(const druse_noise_key *key) { return key->step_at == nullptr ? key->step : *key->step_at; }
+
 int64_t first_row(const int64_t *offsets, int64_t b) { return offsets == nullptr ? b : offsets[b]; }
 
 // Crystals a task: enough numbers to be worth a thread's while.
@@ -20,19 +22,20 @@ int64_t grain(int64_t rows_total, int64_t n_crystals, int64_t width) {
 }
 
 // Numbers of one word each.
-template <class Number>
+template <class Number, class Write>
 int32_t each_word(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
-                  int32_t width, Number *out, Number (*of)(uint32_t)) {
+                  int32_t width, Number *out, const Write &write) {
     const int64_t blocks_per_row = (width + 3) / 4;
+    const uint32_t step = step_of(key);
     const int64_t per_task = grain(first_row(offsets, n_crystals), n_crystals, width);
     parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b)
             for (int64_t row = first_row(offsets, b), r = 0; row < first_row(offsets, b + 1); ++row, ++r)
                 for (int32_t column = 0; column < width; column += 4) {
                     const uint32_t block = static_cast<uint32_t>(r * blocks_per_row + column / 4);
-                    const Words words = noise_block(key->seed, key->crystal_ids[b], key->step, key->purpose, block);
+                    const Words words = noise_block(key->seed, key->crystal_ids[b], step, key->purpose, block);
                     for (int lane = 0; lane < 4 && column + lane < width; ++lane)
-                        out[row * width + column + lane] = of(words.w[lane]);
+                        write(out[row * width + column + lane], words.w[lane]);
                 }
     });
     return DRUSE_OK;
@@ -47,7 +50,7 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
     parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) {
             const int64_t row = first_row(offsets, b);
-            kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose, 0, first_row(offsets, b + 1) - row,
+            kernel.normal(key->seed, key->crystal_ids[b], step_of(key), key->purpose, 0, first_row(offsets, b + 1) - row,
                           width, out + row * width);
         }
     });
@@ -56,21 +59,34 @@ int32_t normal(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
 
 int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                 int32_t width, double *out) {
-    return each_word(exec, key, n_crystals, offsets, width, out, uniform_of);
+    return each_word(exec, key, n_crystals, offsets, width, out,
+                     [](double &value, uint32_t word) { value = uniform_of(word); });
 }
 
 int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                int32_t width, float *out) {
-    return each_word(exec, key, n_crystals, offsets, width, out, gumbel_of);
+    return each_word(exec, key, n_crystals, offsets, width, out,
+                     [](float &value, uint32_t word) { value = gumbel_of(word); });
+}
+
+int32_t add_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                   int32_t width, float *values) {
+    return each_word(exec, key, n_crystals, offsets, width, values,
+                     [](float &value, uint32_t word) { value += gumbel_of(word); });
 }
 
 // Draws in portions on the stack, so that no update can run out of memory half-way. Two passes: the first only asks whether
 // every atom arrives somewhere, since a crystal that does not keeps its whole state.
 int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
-                 const double *cells, double drift, double diffusion, const float *score, const float *noise,
-                 int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
-                 uint32_t *status) {
+                 const double *cells, double drift, double diffusion, const double *move_at, const float *score,
+                 const float *noise, int32_t n_species, const float *logits, const uint8_t *allowed, double *frac,
+                 int32_t *species, uint32_t *status) {
     const Kernels &kernel = kernels(exec->isa);
+    const uint32_t step = noise == nullptr ? step_of(key) : 0;
+    if (move_at != nullptr) {
+        drift = move_at[0];
+        diffusion = move_at[1];
+    }
     const int64_t per_task = grain(offsets[n_crystals], n_crystals, logits == nullptr ? 32 : n_species);
     parallel_ranges(exec->n_threads, n_crystals, per_task, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) {
@@ -91,7 +107,7 @@ int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_c
                     float drawn[3 * kPortion];
                     const float *draws = given == nullptr ? drawn : given + 3 * start;
                     if (given == nullptr)
-                        kernel.normal(key->seed, key->crystal_ids[b], key->step, key->purpose,
+                        kernel.normal(key->seed, key->crystal_ids[b], step, key->purpose,
                                       static_cast<uint32_t>(start), count, 3, drawn);
                     for (int64_t i = 0; i < count; ++i) {
                         double *place = frac + 3 * (first + start + i), moved[3];
@@ -117,7 +133,8 @@ int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_c
 int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
              double eps_scale, double noise_scale, const float *eps, const float *noise, float *z, uint32_t *status) {
     const Kernels &kernel = kernels(exec->isa);
-    const druse_noise_key given = key != nullptr ? *key : druse_noise_key{};
+    druse_noise_key given = key != nullptr ? *key : druse_noise_key{};
+    if (key != nullptr) given.step = step_of(key);
     parallel_ranges(exec->n_threads, n_crystals, grain(n_crystals, n_crystals, width), [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b)
             status[b] |= ddpm_row(kernel, given, given.crystal_ids == nullptr ? 0 : given.crystal_ids[b], width,

@@ -21,11 +21,18 @@ int32_t uniform(const druse_exec *exec, const druse_noise_key *key, int64_t n_cr
 int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
                int32_t width, float *out);
 int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
-                 const double *cells, double drift, double diffusion, const float *score, const float *noise,
-                 int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
-                 uint32_t *status);
+                 const double *cells, double drift, double diffusion, const double *move_at, const float *score,
+                 const float *noise, int32_t n_species, const float *logits, const uint8_t *allowed, double *frac,
+                 int32_t *species, uint32_t *status);
 int32_t ddpm(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, int32_t width, double scale,
              double eps_scale, double noise_scale, const float *eps, const float *noise, float *z, uint32_t *status);
+int32_t add_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                   int32_t width, float *values);
+int32_t combine(const druse_exec *exec, int64_t count, float a, const float *x, float b, const float *y, float c,
+                float *out);
+int32_t advance(const druse_exec *exec, int64_t count, const int32_t *by, uint32_t *counters);
+int32_t pad_graph(const druse_exec *exec, const int64_t *offsets, const int64_t *edge_offsets,
+                  const druse_padded_graph *graph);
 int32_t radial_basis(const druse_exec *exec, int64_t n_edges, const float *distance, double cutoff, int32_t n_radial,
                      float *out);
 int32_t legendre(const druse_exec *exec, int64_t n_atoms, int64_t degree_capacity, int32_t n_spherical,

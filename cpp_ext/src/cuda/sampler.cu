@@ -14,12 +14,15 @@ struct Key {
     uint64_t seed;
     uint32_t purpose, step;
     const uint64_t *crystal_ids;
+    const uint32_t *step_at;
 };
 
 Key key_of(const druse_noise_key *key) {
-    if (key == nullptr) return Key{0, 0, 0, nullptr};
-    return Key{key->seed, key->purpose, key->step, key->crystal_ids};
+    if (key == nullptr) return Key{0, 0, 0, nullptr, nullptr};
+    return Key{key->seed, key->purpose, key->step, key->crystal_ids, key->step_at};
 }
+
+__device__ uint32_t step_of(const Key &key) { return key.step_at == nullptr ? key.step : *key.step_at; }
 
 __device__ int64_t first_row(const int64_t *offsets, int64_t b) { return offsets == nullptr ? b : offsets[b]; }
 
@@ -28,21 +31,24 @@ __global__ void normal_kernel(Key key, const int64_t *offsets, int32_t width, fl
     const int64_t blocks_per_row = (width + 3) / 4, n_blocks = (first_row(offsets, b + 1) - row0) * blocks_per_row;
     for (int64_t k = threadIdx.x; k < n_blocks; k += blockDim.x) {
         const Normals drawn =
-            normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+            normal_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(k));
         const int64_t row = row0 + k / blocks_per_row, column = 4 * (k % blocks_per_row);
         for (int lane = 0; lane < 4 && column + lane < width; ++lane) out[row * width + column + lane] = drawn.n[lane];
     }
 }
 
-// Numbers of one word each.
-template <class Number, Number (*of)(uint32_t)>
+// Numbers of one word each, or added to what is there.
+template <class Number, Number (*of)(uint32_t), bool kAdd = false>
 __global__ void word_kernel(Key key, const int64_t *offsets, int32_t width, Number *out) {
     const int64_t b = blockIdx.x, row0 = first_row(offsets, b);
     const int64_t blocks_per_row = (width + 3) / 4, n_blocks = (first_row(offsets, b + 1) - row0) * blocks_per_row;
     for (int64_t k = threadIdx.x; k < n_blocks; k += blockDim.x) {
-        const Words words = noise_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+        const Words words = noise_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(k));
         const int64_t row = row0 + k / blocks_per_row, column = 4 * (k % blocks_per_row);
-        for (int lane = 0; lane < 4 && column + lane < width; ++lane) out[row * width + column + lane] = of(words.w[lane]);
+        for (int lane = 0; lane < 4 && column + lane < width; ++lane) {
+            Number &place = out[row * width + column + lane];
+            place = kAdd ? place + of(words.w[lane]) : of(words.w[lane]);
+        }
     }
 }
 
@@ -54,9 +60,13 @@ __device__ bool any_not_finite(const Real *values, int64_t count) {
 }
 
 __global__ void langevin_kernel(Key key, const int64_t *offsets, const double *cells, double drift, double diffusion,
-                                const float *score, const float *noise, int32_t n_species, const float *logits,
+                                const double *move_at, const float *score, const float *noise, int32_t n_species, const float *logits,
                                 const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status) {
     const int64_t b = blockIdx.x, first = offsets[b], n = offsets[b + 1] - first;
+    if (move_at != nullptr) {
+        drift = move_at[0];
+        diffusion = move_at[1];
+    }
     bool troubled = any_not_finite(cells + 9 * b, 9);
     troubled |= any_not_finite(frac + 3 * first, 3 * n);
     troubled |= any_not_finite(score + 3 * first, 3 * n);
@@ -74,7 +84,7 @@ __global__ void langevin_kernel(Key key, const int64_t *offsets, const double *c
         for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
             Normals drawn;
             if (noise == nullptr) {
-                drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(i));
+                drawn = normal_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(i));
             } else {
                 for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
             }
@@ -109,7 +119,7 @@ __global__ void ddpm_kernel(Key key, int32_t width, float scale, float eps_scale
         for (int32_t k = threadIdx.x; 4 * k < width; k += blockDim.x) {
             Normals drawn;
             if (noise == nullptr)
-                drawn = normal_block(key.seed, key.crystal_ids[b], key.step, key.purpose, static_cast<uint32_t>(k));
+                drawn = normal_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(k));
             for (int lane = 0; lane < 4 && 4 * k + lane < width; ++lane) {
                 const int64_t i = row + 4 * k + lane;
                 const float draw = noise == nullptr ? drawn.n[lane] : noise[i];
@@ -150,13 +160,22 @@ int32_t gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_cry
     return launched();
 }
 
+int32_t add_gumbel(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
+                   int32_t width, float *values) {
+    if (n_crystals == 0) return DRUSE_OK;
+    word_kernel<float, gumbel_of, true>
+        <<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(key_of(key), offsets, width, values);
+    return launched();
+}
+
 int32_t langevin(const druse_exec *exec, const druse_noise_key *key, int64_t n_crystals, const int64_t *offsets,
-                 const double *cells, double drift, double diffusion, const float *score, const float *noise,
-                 int32_t n_species, const float *logits, const uint8_t *allowed, double *frac, int32_t *species,
-                 uint32_t *status) {
+                 const double *cells, double drift, double diffusion, const double *move_at, const float *score,
+                 const float *noise, int32_t n_species, const float *logits, const uint8_t *allowed, double *frac,
+                 int32_t *species, uint32_t *status) {
     if (n_crystals == 0) return DRUSE_OK;
     langevin_kernel<<<static_cast<unsigned>(n_crystals), kThreads, 0, stream_of(exec)>>>(
-        key_of(key), offsets, cells, drift, diffusion, score, noise, n_species, logits, allowed, frac, species, status);
+        key_of(key), offsets, cells, drift, diffusion, move_at, score, noise, n_species, logits, allowed, frac, species,
+        status);
     return launched();
 }
 

@@ -21,10 +21,11 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from druse._arrays import number
+from druse._device import Device, Work
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, InputError, MissingDependencyError
 
-__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "Runner", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Backend(Protocol):
         typed: whether the precision must be written in a graph, so that the bundle must hold one for it.
         workers: calls of runners that may run side by side, each from a thread of its own.
         fused: whether Druse's own kernels stand in for networks whose formulation they know.
+        device: where a sampler's state and the score network's inputs and outputs stay between steps; None: such a
+            backend takes and gives arrays of the host. One with a device is a `ResidentBackend`.
         memory: bytes that are free for inputs, outputs and what stands between them, over all workers.
     """
 
@@ -54,6 +57,7 @@ class Backend(Protocol):
     typed: bool
     workers: int
     fused: bool
+    device: Device | None
 
     @property
     def memory(self) -> int:
@@ -75,6 +79,40 @@ class Backend(Protocol):
 
     def describe(self) -> str:
         """The library, its version, and how it is set."""
+        ...
+
+
+@runtime_checkable
+class ResidentBackend(Backend, Protocol):
+    """A backend that evaluates the score network on a device, from memory to memory. Other networks, and Druse's own
+    kernels for the prior, run as of any `Backend`, on the host."""
+
+    def prepare(
+        self,
+        content: bytes,
+        network: Network,
+        precision: Precision,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+    ) -> Work:
+        """Make a network ready for inputs and outputs in fixed places of `device`.
+
+        Args:
+            content: of its ONNX file.
+            network: its signature.
+            precision: of its products; where the backend is ``typed``, that of the file.
+            shapes: of every input and output, by name; C order.
+            addresses: where they lie, by name. They stay valid for as long as the answer is used.
+
+        Returns:
+            What queues one evaluation on the device's stream, from the calling thread, and does not wait. After it has
+            been called a few times it allocates nothing more, so that `druse._device.Device.capture` may take it.
+
+        Raises:
+            InputError: the file does not have this signature, or is no network.
+            OutOfMemoryError: the device has no memory for it.
+            DeviceError: it cannot run there.
+        """
         ...
 
 

@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
+from druse._device import Device, free_memory
 from druse.backends import Runner
-from druse.backends._ort import ONLY_ONNX, free_memory, onnxruntime, open_session
+from druse.backends._ort import ONLY_ONNX, onnxruntime, open_session
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, MissingDependencyError
 
@@ -15,6 +16,7 @@ class OrtOpenVINO:
     """OpenVINO: all threads for each call, in the precision that was asked for (its own choice would be bf16)."""
 
     name = "ort-openvino"
+    device: Device | None = None
 
     def __init__(self, precision: Precision, n_threads: int) -> None:
         if precision not in _HINTS:

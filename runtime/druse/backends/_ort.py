@@ -1,11 +1,11 @@
 """ONNX Runtime on the CPU, and what its other providers share with it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from druse._device import Device, free_memory
 from druse.backends import OutOfMemoryError, Runner
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError
@@ -73,24 +73,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def free_memory() -> int:
-    """Bytes that the system can give without swapping, or four gigabytes where it does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 2**32
-
-
 class OrtCPU:
     """ONNX Runtime's CPU provider: one thread for each call."""
 
     name = "ort-cpu"
+    device: Device | None = None
 
     def __init__(self, precision: Precision, n_threads: int) -> None:
-        if precision == "bf16":
-            raise DeviceError("ort-cpu computes in fp32 or fp16 (ONNX Runtime's CPU has no bf16 products), got bf16")
+        if precision not in ("fp32", "fp16"):
+            raise DeviceError(f"ort-cpu computes in fp32 or fp16 (ONNX Runtime's CPU has no other products), got {precision}")
         self._module = onnxruntime("cpu")
         self.precision: Precision = precision
         self.typed, self.fused = precision != "fp32", precision == "fp32"
