@@ -38,7 +38,7 @@ class Array:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return self.size * self.dtype.itemsize
+        return self.size * int(self.dtype.itemsize)
 
     def row(self, index: int) -> int:
         """The address of a row."""
@@ -86,11 +86,13 @@ class Device(Protocol):
         name: for people.
         exec_: for native calls on its arrays.
         stream: the queue's handle, 0 on the host.
+        warm_ups: how often work must have been done before it can be captured.
     """
 
     name: str
     exec_: _native.Exec
     stream: int
+    warm_ups: int
 
     @property
     def memory(self) -> int:
@@ -208,6 +210,7 @@ class HostDevice:
 
     name = "host"
     stream = 0
+    warm_ups = 0
 
     def __init__(self, n_threads: int = 1) -> None:
         self.exec_ = _native.cpu(n_threads)
@@ -226,9 +229,9 @@ class HostDevice:
         return _HostArray(self, content, shape)
 
     @staticmethod
-    def _view(array: Array) -> np.ndarray:
-        assert isinstance(array, _HostArray)
-        return array.content[: array.size]
+    def _view(array: Any) -> np.ndarray:
+        content: np.ndarray = array.content
+        return content[: array.size]
 
     def upload(self, array: Array, values: np.ndarray) -> None:
         """Write values to the beginning of an array."""

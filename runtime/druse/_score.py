@@ -160,10 +160,14 @@ def atom_forces(graph: Graph, force: np.ndarray) -> AtomVector:
 def plan(n_atoms: np.ndarray, manifest: ConCDVAEManifest, memory: int, workers: int) -> list[range]:
     """Crystals in order, in bins of about `BIN` half edges, or fewer where the memory for all workers is short."""
     per_atom = 0.7 * manifest.graph.max_neighbors + 1
-    channels = max(int(n) for t in manifest.decoder.inputs if t.name == "latent" for n in t.shape[1:])
-    edge_bytes = _STREAMS * 2 * 4 * channels + 4 * manifest.graph.n_radial
-    most = max(1.0, min(float(BIN), 0.5 * memory / workers / edge_bytes))
+    most = max(1.0, min(float(BIN), 0.5 * memory / workers / network_bytes(manifest)))
     return grouped(n_atoms * per_atom, most)
+
+
+def network_bytes(manifest: ConCDVAEManifest) -> int:
+    """What one evaluation takes for each half edge, at most."""
+    channels = max(int(n) for t in manifest.decoder.inputs if t.name == "latent" for n in t.shape[1:])
+    return _STREAMS * 2 * 4 * channels + 4 * manifest.graph.n_radial
 
 
 def grouped(costs: np.ndarray, most: float) -> list[range]:

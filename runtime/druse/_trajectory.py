@@ -1,14 +1,17 @@
 """From the heads to finished crystals: first types, places and cells, and one bin's way down the noise levels."""
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from druse._arrays import Bool, CrystalIds, Float32, Float64, Latents, Species, Status
+from druse._descent import descend
 from druse._graph import NON_FINITE, SINGULAR, STOPPED
-from druse._score import plan, spec_graph
+from druse._resident import OVERFLOW, Resident, Room
+from druse._score import spec_graph
 from druse.bravais import constrain
 from druse.control import Control, Masks
 from druse.crystals import Crystals
@@ -18,6 +21,8 @@ from druse.noise import Purpose, gumbel, uniform
 from druse.samplers import run
 from druse.sampling import LangevinState, langevin_update
 from druse.schedules import SamplingSchedule
+
+_log = logging.getLogger(__name__)
 
 _SMALLEST, _LARGEST, _FLATTEST = 1.0, 100.0, 0.1
 """Lengths of a cell, and distances of its planes, in Angstrom, beyond which heads are not believed."""
@@ -159,7 +164,7 @@ def bins_of(model: Model, schedule: SamplingSchedule, crystals: Crystals) -> lis
     return [
         (np.array(group[piece.start : piece.stop]), levels[group[0]])
         for group in together.values()
-        for piece in plan(crystals.n_atoms[group], model.manifest, model.backend.memory, model.backend.workers)
+        for piece in model.bins(crystals.n_atoms[group])
     ]
 
 
@@ -188,6 +193,12 @@ def walk(
         ids: of the crystals in the run.
         tick: called before each evaluation of the score network; what it raises ends the walk.
     """
+    resident = model.resident
+    if resident is not None:
+        sigmas = model.manifest.sigmas
+        return _descended(
+            resident, schedule, crystals, latent, sigmas, levels, masks, Room(), seed=seed, ids=ids, tick=tick
+        )
     cells, offsets, spec = crystals.cells, crystals.offsets, model.manifest.graph
     fixed, allowed, still = masks.unit is not None, masks.allowed, np.zeros_like(crystals.frac, np.float32)
     if allowed is not None:
@@ -224,6 +235,35 @@ def walk(
 
     first = LangevinState(crystals.frac, crystals.species, bits)
     state = run(schedule, score, update, first, model.manifest.sigmas, levels)
-    other = last[0].argmax(axis=1) + 1 != state.species
-    forced = np.array([bool(other[a:b].any()) for a, b in itertools.pairwise(offsets)], bool) & (bits == 0)
-    return Finished(state._replace(status=bits), forced)
+    return _finished(state._replace(status=bits), last[0], offsets)
+
+
+def _finished(state: LangevinState, logits: np.ndarray, offsets: np.ndarray) -> Finished:
+    other = logits.argmax(axis=1) + 1 != state.species
+    differs = np.array([bool(other[a:b].any()) for a, b in itertools.pairwise(offsets)], bool)
+    return Finished(state, differs & (state.status == 0))
+
+
+def _descended(
+    resident: Resident, schedule: SamplingSchedule, crystals: Crystals, latent: Latents, sigmas: tuple[float, ...],
+    levels: np.ndarray, masks: Masks, room: Room, *, seed: int, ids: CrystalIds, tick: Callable[[], None],
+) -> Finished:  # fmt: skip
+    """`walk` on the backend's device; crystals whose graph found no room go again, with more."""
+    arrived = descend(
+        resident, schedule, crystals, latent, sigmas, levels, masks, room,
+        seed=seed, ids=ids, tick=tick,
+    )  # fmt: skip
+    state = LangevinState(arrived.frac, arrived.species, arrived.met)
+    finished = _finished(state, arrived.logits, crystals.offsets)
+    again = np.flatnonzero(arrived.met & OVERFLOW)
+    if len(again) and not room.is_last:
+        more = room.more(arrived.met)
+        _log.info("%d of %d crystals had graphs too large for their bucket; again, %s", len(again), len(crystals), more)
+        redone = _descended(
+            resident, schedule, crystals.take(again), latent[again], sigmas, levels, masks, more, seed=seed,
+            ids=ids[again], tick=tick,
+        )  # fmt: skip
+        atoms = np.concatenate([np.arange(crystals.offsets[b], crystals.offsets[b + 1]) for b in again])
+        state.frac[atoms], state.species[atoms] = redone.state.frac, redone.state.species
+        state.status[again], finished.forced[again] = redone.state.status, redone.forced
+    return finished

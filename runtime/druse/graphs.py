@@ -73,6 +73,16 @@ _SYMMETRISE = {"none": 0, "upstream": 1, "union": 2}
 _NO_LIMIT = np.iinfo(np.int32).max
 
 
+def options(
+    cutoff: float, max_neighbors: int, mode: str, symmetrise: str, shell_tolerance: float | None
+) -> _native.GraphOptions:
+    """``druse_graph_options`` of numbers that have been checked; no tolerance, or one below 0, for exactly K."""
+    width = -1.0 if shell_tolerance is None else shell_tolerance
+    return _native.GraphOptions(
+        cutoff, width, max_neighbors, one_of("mode", mode, _MODES), one_of("symmetrise", symmetrise, _SYMMETRISE), 0
+    )
+
+
 def _expected_edges(cells: Cells, offsets: Offsets, cutoff: float, max_neighbors: int, half: bool) -> int:
     """How many edges to make room for at first; a batch that has more is searched a second time."""
     if max_neighbors <= 64:
@@ -144,9 +154,7 @@ def radius_graph(
         width = number(
             "shell_tolerance", shell_tolerance, "a distance in Angstrom from 0 to 1, or None", lambda v: 0 <= v <= 1
         )
-    options = _native.GraphOptions(
-        cutoff, width, limit, one_of("mode", mode, _MODES), one_of("symmetrise", symmetrise, _SYMMETRISE), 0
-    )
+    chosen = options(cutoff, limit, mode, symmetrise, width)
     exec_ = _native.cpu(n_threads, isa)
     half = symmetrise != "none"
 
@@ -166,7 +174,7 @@ def radius_graph(
             exec_,
             n_crystals,
             *map(_native.pointer, (offsets_, frac_, cells_)),
-            options,
+            chosen,
             edges,
         )
 

@@ -21,8 +21,9 @@ from druse import _gemnet
 from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
+from druse._resident import Resident, bins
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
-from druse.backends import Backend, OutOfMemoryError, Runner, open_backend
+from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend
 from druse.bundle import Bundle, ConCDVAEManifest, Network
 from druse.conditions import encode
 from druse.crystals import Crystals
@@ -62,6 +63,7 @@ class Model:
         self._runners: dict[str, Runner] = {}
         self._fused: dict[str, ResidualMLP] = {}
         self._gemnet: _gemnet.GemNetT | None = None
+        self._resident: Resident | None = None
         self._work = Workspace()
         self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
 
@@ -93,18 +95,38 @@ class Model:
             networks = self.manifest.networks
             if role not in networks:
                 raise InputError(f"{self.bundle.name} has no network {role!r}; it has {', '.join(networks)}")
-            network, file = networks[role], networks[role].file
-            large = role == "decoder" or role.endswith("/network")
+            large = (role == "decoder" or role.endswith("/network")) and self.backend.device is None
             precision = self.backend.precision if large else "fp32"
-            if self.backend.typed and precision != "fp32":
-                if precision not in network.precisions:
-                    raise InputError(
-                        f"{self.bundle.name} has no {role} with products in {precision}; build the bundle again with "
-                        f"--precision {precision}"
-                    )
-                file = network.precisions[precision]
-            self._runners[role] = self.backend.load(self.bundle.read(file), network, precision)
+            content = self.bundle.read(self._file(role, networks[role], precision))
+            self._runners[role] = self.backend.load(content, networks[role], precision)
         return self._runners[role]
+
+    def _file(self, role: str, network: Network, precision: str) -> str:
+        """The one that states a precision, where the backend wants that."""
+        if not self.backend.typed or precision in ("fp32", "tf32"):
+            return network.file
+        if precision not in network.precisions:
+            raise InputError(
+                f"{self.bundle.name} has no {role} with products in {precision}; build the bundle again with "
+                f"--precision {precision}"
+            )
+        return network.precisions[precision]
+
+    @property
+    def resident(self) -> Resident | None:
+        """The score network on the backend's device; None where it has none."""
+        backend = self.backend
+        if self._resident is None and isinstance(backend, ResidentBackend) and backend.device is not None:
+            network = self.manifest.decoder
+            content = self.bundle.read(self._file("decoder", network, backend.precision))
+            self._resident = Resident(backend, content, network, backend.precision, self.manifest)
+        return self._resident
+
+    def bins(self, n_atoms: np.ndarray) -> list[range]:
+        """Crystals in order, by their atom counts, that are evaluated together."""
+        if self.backend.device is not None:
+            return bins(n_atoms, self.manifest, self.backend.memory)
+        return plan(n_atoms, self.manifest, self.backend.memory, self.backend.workers)
 
     def condition(self, values: Mapping[str, Any], z: Any) -> Latents:
         """z_con of latents and properties (eqs 10 and 11).
@@ -276,7 +298,10 @@ class Model:
             raise InputError(
                 f"`species` must be atomic numbers from 1 to {n_species}, got {species.min()} to {species.max()}"
             )
+        resident = self.resident
         if graph is not None:
+            if resident is not None:
+                raise InputError(f"`graph` cannot be given on the backend {self.backend.name}, which finds its own")
             if not graph.is_half or not np.array_equal(graph.offsets, crystals.offsets):
                 raise InputError("`graph` must have the crystals' offsets and half edges (symmetrise='union')")
             return self._evaluate(graph, species, latents, levels)
@@ -291,17 +316,19 @@ class Model:
                 species[first:last],
             )
             chosen = slice(piece.start, piece.stop)
+            if resident is not None:
+                return Score(*resident.score(some, latents[chosen], levels[chosen]))
             return self._evaluate(spec_graph(some, self.manifest.graph), some.species, latents[chosen], levels[chosen])
 
-        bins = plan(crystals.n_atoms, self.manifest, self.backend.memory, self.backend.workers)
-        parts = list(in_parts(bins, part, self._pool))
+        pool = None if resident is not None else self._pool
+        parts = list(in_parts(self.bins(crystals.n_atoms), part, pool))
         if not parts:
             return Score(np.zeros((0, 3), np.float32), np.zeros((0, n_species), np.float32), np.zeros(0, np.uint32))
         return Score(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def ready(self) -> None:
         """Load the score network, which threads would otherwise do each by itself at their first call."""
-        if self._fused_decoder() is None:
+        if self.resident is None and self._fused_decoder() is None:
             self.runner("decoder")
 
     def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:

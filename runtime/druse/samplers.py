@@ -21,19 +21,24 @@ arXiv:2211.01095 (second order, multistep).
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from druse._arrays import AtomVector, Int64, SpeciesLogits
+from druse._arrays import Int64
 from druse.noise import Purpose
-from druse.sampling import LangevinState
 from druse.schedules import SamplingSchedule
 
 __all__ = ["ScoreNetwork", "Update", "ancestral", "annealed_langevin", "dpm_solver", "heun", "run"]
 
 Levels = Int64[np.ndarray, "levels"]
-ScoreNetwork = Callable[[LangevinState, int], tuple[AtomVector, SpeciesLogits]]
+State: TypeAlias = Any
+"""Places and types, wherever they are kept: samplers hand them on. `druse.sampling.LangevinState` on the host."""
+
+Vector: TypeAlias = Any
+"""``[atoms, 3]`` float32, an array of NumPy or of a device: adds, subtracts, and takes numbers as factors."""
+
+ScoreNetwork = Callable[[State, int], tuple[Vector, Any]]
 """``(state, level)`` to sigma times the Cartesian score ``[atoms, 3]`` and logits ``[atoms, species]``."""
 
 
@@ -46,37 +51,49 @@ class Update(Protocol):
 
     def __call__(
         self,
-        state: LangevinState,
-        vector: AtomVector,
-        logits: SpeciesLogits,
+        state: State,
+        vector: Vector,
+        logits: Any,
         *,
         drift: float,
         diffusion: float = 0.0,
         step: int = 0,
         purpose: int = Purpose.LANGEVIN,
-    ) -> LangevinState:
+    ) -> State:
         """The next state."""
+        ...
+
+
+@runtime_checkable
+class Repeats(Protocol):
+    """An `Update` that takes Langevin steps at a level by itself, evaluations among them.
+
+    For devices that repeat a step more quickly than a host can tell them to.
+    """
+
+    def steps(self, state: State, level: int, *, drift: float, diffusion: float, steps: range, purpose: int) -> State:
+        """The state after the steps of these numbers."""
         ...
 
 
 def annealed_langevin(
     score: ScoreNetwork,
     update: Update,
-    state: LangevinState,
+    state: State,
     sigmas: Any,
     levels: Levels,
     *,
     n_steps: int = 100,
     step_lr: float = 1e-4,
     denoise: bool = False,
-) -> LangevinState:
+) -> State:
     """Annealed Langevin dynamics, X' = X + alpha s + sqrt(2 alpha) noise, ``n_steps`` times at each level.
 
     With ``denoise`` the last move is to D(X, sigma) of the last level.
     """
     for level in levels.tolist():
-        for k in range(n_steps):
-            state = _langevin(score, update, state, sigmas, level, step_lr, level * n_steps + k, Purpose.LANGEVIN)
+        steps = range(level * n_steps, (level + 1) * n_steps)
+        state = _langevin(score, update, state, sigmas, level, step_lr, steps, Purpose.LANGEVIN)
     if denoise:
         scaled, logits = score(state, int(levels[-1]))
         state = update(state, scaled, logits, drift=sigmas[levels[-1]])
@@ -84,27 +101,30 @@ def annealed_langevin(
 
 
 def _langevin(
-    score: ScoreNetwork, update: Update, state: LangevinState, sigmas: Any, level: int, step_lr: float, step: int,
+    score: ScoreNetwork, update: Update, state: State, sigmas: Any, level: int, step_lr: float, steps: range,
     purpose: Purpose,
-) -> LangevinState:  # fmt: skip
+) -> State:  # fmt: skip
     sigma = sigmas[level]
     alpha = step_lr * (sigma / sigmas[-1]) ** 2
-    scaled, logits = score(state, level)
-    return update(
-        state, scaled, logits, drift=alpha / sigma, diffusion=math.sqrt(2 * alpha), step=step, purpose=purpose
-    )
+    drift, diffusion = alpha / sigma, math.sqrt(2 * alpha)
+    if isinstance(update, Repeats):
+        return update.steps(state, level, drift=drift, diffusion=diffusion, steps=steps, purpose=purpose)
+    for step in steps:
+        scaled, logits = score(state, level)
+        state = update(state, scaled, logits, drift=drift, diffusion=diffusion, step=step, purpose=purpose)
+    return state
 
 
 def ancestral(
     score: ScoreNetwork,
     update: Update,
-    state: LangevinState,
+    state: State,
     sigmas: Any,
     levels: Levels,
     *,
     n_steps: int = 0,
     step_lr: float = 1e-4,
-) -> LangevinState:
+) -> State:
     """Ancestral sampling, each step followed by ``n_steps`` Langevin steps at the level that it reaches.
 
     With tau the next sigma, X' is drawn from q(X_tau | X_sigma, D): the share 1 - (tau / sigma)^2 of the way to D, and
@@ -117,13 +137,12 @@ def ancestral(
         state = update(state, scaled, logits, drift=share * sigma, diffusion=tau * math.sqrt(share), step=level)
         if after is None:
             break
-        for k in range(n_steps):
-            step = after * n_steps + k
-            state = _langevin(score, update, state, sigmas, after, step_lr, step, Purpose.CORRECTOR)
+        steps = range(after * n_steps, (after + 1) * n_steps)
+        state = _langevin(score, update, state, sigmas, after, step_lr, steps, Purpose.CORRECTOR)
     return state
 
 
-def heun(score: ScoreNetwork, update: Update, state: LangevinState, sigmas: Any, levels: Levels) -> LangevinState:
+def heun(score: ScoreNetwork, update: Update, state: State, sigmas: Any, levels: Levels) -> State:
     """Heun's method for the probability flow dX / dsigma = -scaled: no noise, two evaluations a level, the last one."""
     for level, after in _pairs(levels):
         sigma, tau = sigmas[level], 0.0 if after is None else sigmas[after]
@@ -136,7 +155,7 @@ def heun(score: ScoreNetwork, update: Update, state: LangevinState, sigmas: Any,
     return state
 
 
-def dpm_solver(score: ScoreNetwork, update: Update, state: LangevinState, sigmas: Any, levels: Levels) -> LangevinState:
+def dpm_solver(score: ScoreNetwork, update: Update, state: State, sigmas: Any, levels: Levels) -> State:
     """DPM-Solver++(2M): no noise, one evaluation a level.
 
     With way = D - X, the next X is (1 - tau / sigma) of ``way + (D - D_before) / (2 r)`` on, r being the ratio of the
@@ -153,7 +172,7 @@ def dpm_solver(score: ScoreNetwork, update: Update, state: LangevinState, sigmas
             ratio = width / math.log(sigma / tau)
             corrected = way + (way + moved - way_before) / (2 * ratio)
         share = 1 - tau / sigma
-        state = update(state, corrected.astype(np.float32), logits, drift=share)
+        state = update(state, corrected, logits, drift=share)
         if tau > 0:
             before = way, share * corrected, math.log(sigma / tau)
     return state
@@ -169,11 +188,12 @@ def run(
     schedule: SamplingSchedule,
     score: ScoreNetwork,
     update: Update,
-    state: LangevinState,
+    state: State,
     sigmas: Any,
     levels: Levels,
-) -> LangevinState:
+) -> State:
     """The sampler of a schedule."""
+    sigmas = [float(sigma) for sigma in sigmas]  # a number of NumPy's would make vectors float64
     if schedule.method == "langevin":
         return annealed_langevin(
             score, update, state, sigmas, levels, n_steps=schedule.n_steps, step_lr=schedule.step_lr,

@@ -57,7 +57,11 @@ class Backend(Protocol):
     typed: bool
     workers: int
     fused: bool
-    device: Device | None
+
+    @property
+    def device(self) -> Device | None:
+        """See above."""
+        ...
 
     @property
     def memory(self) -> int:
@@ -84,8 +88,15 @@ class Backend(Protocol):
 
 @runtime_checkable
 class ResidentBackend(Backend, Protocol):
-    """A backend that evaluates the score network on a device, from memory to memory. Other networks, and Druse's own
-    kernels for the prior, run as of any `Backend`, on the host."""
+    """A backend that evaluates the score network on a device, from memory to memory.
+
+    Other networks, and Druse's own kernels for the prior, run as of any `Backend`, on the host.
+    """
+
+    @property
+    def device(self) -> Device:
+        """Its device."""
+        ...
 
     def prepare(
         self,
@@ -128,7 +139,24 @@ def _ort_openvino(precision: Precision, n_threads: int) -> Backend:
     return OrtOpenVINO(precision, n_threads)
 
 
-BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {"ort-cpu": _ort_cpu, "ort-openvino": _ort_openvino}
+def _ort_cuda(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._ort_cuda import OrtCUDA
+
+    return OrtCUDA(precision, n_threads)
+
+
+def _ort_host(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._ort import OrtHost
+
+    return OrtHost(precision, n_threads)
+
+
+BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
+    "ort-cpu": _ort_cpu,
+    "ort-cuda": _ort_cuda,
+    "ort-host": _ort_host,
+    "ort-openvino": _ort_openvino,
+}
 _AUTO = ("ort-cpu",)
 
 

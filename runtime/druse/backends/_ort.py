@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from druse._device import Device, free_memory
+from druse._device import Device, HostDevice, Work, free_memory
 from druse.backends import OutOfMemoryError, Runner
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError
@@ -30,28 +30,14 @@ def onnxruntime(extra: str) -> Any:
 
 
 def runner(session: Any, network: Network) -> Runner:
-    """A session as a function of arrays.
-
-    Raises:
-        InputError: it has other inputs or outputs than the manifest says.
-    """
-    for found, wanted, what in (
-        (session.get_inputs(), network.inputs, "inputs"),
-        (session.get_outputs(), network.outputs, "outputs"),
-    ):
-        has = [(t.name, _TYPES.get(t.type, t.type), len(t.shape)) for t in found]
-        needs = [(t.name, t.dtype, len(t.shape)) for t in wanted]
-        if has != needs:
-            raise InputError(f"{network.file} has the {what} {has}, the manifest says {needs}; build the bundle again")
+    """A session as a function of arrays."""
     names = [tensor.name for tensor in network.outputs]
 
     def run(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         try:
             return tuple(session.run(names, inputs))
-        except Exception as error:  # ONNX Runtime has one class for everything
-            if "allocat" in str(error).lower() or "bad_alloc" in str(error):
-                raise OutOfMemoryError(f"{network.file}: {_first_line(error)}") from error
-            raise DruseError(f"{network.file} failed: {_first_line(error)}") from error
+        except Exception as error:
+            raise _failure(network, error) from error
 
     return run
 
@@ -60,17 +46,71 @@ def open_session(module: Any, content: bytes, network: Network, options: Any, **
     """A session of a network's file, as a function.
 
     Raises:
-        InputError: ONNX Runtime does not take the file.
+        InputError: ONNX Runtime does not take the file, or it has another signature.
+    """
+    return runner(checked_session(module, content, network, options, **how), network)
+
+
+def checked_session(module: Any, content: bytes, network: Network, options: Any, **how: Any) -> Any:
+    """A session of a network's file.
+
+    Raises:
+        InputError: ONNX Runtime does not take the file, or it has other inputs or outputs than the manifest says.
     """
     try:
         session = module.InferenceSession(content, options, **how)
     except Exception as error:
         raise InputError(f"{network.file} is refused by ONNX Runtime: {_first_line(error)}") from error
-    return runner(session, network)
+    for found, wanted, what in (
+        (session.get_inputs(), network.inputs, "inputs"),
+        (session.get_outputs(), network.outputs, "outputs"),
+    ):
+        has = [(t.name, _TYPES.get(t.type, t.type), len(t.shape)) for t in found]
+        needs = [(t.name, t.dtype, len(t.shape)) for t in wanted]
+        if has != needs:
+            raise InputError(f"{network.file} has the {what} {has}, the manifest says {needs}; build the bundle again")
+    return session
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def bound(
+    module: Any,
+    session: Any,
+    network: Network,
+    shapes: Mapping[str, tuple[int, ...]],
+    addresses: Mapping[str, int],
+    where: tuple[str, int],
+) -> Work:
+    """A session with its inputs and outputs in fixed places of a device ``(type, index)``; it does not wait."""
+    binding, how = session.io_binding(), module.RunOptions()
+    how.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    for tensor in network.inputs:
+        binding.bind_input(
+            tensor.name, *where, np.dtype(tensor.dtype).type, list(shapes[tensor.name]), addresses[tensor.name]
+        )
+    for tensor in network.outputs:
+        binding.bind_output(
+            tensor.name, *where, np.dtype(tensor.dtype).type, list(shapes[tensor.name]), addresses[tensor.name]
+        )
+
+    def run() -> None:
+        try:
+            session.run_with_iobinding(binding, how)
+        except Exception as error:
+            raise _failure(network, error) from error
+
+    return run
+
+
+def _failure(network: Network, error: Exception) -> DruseError:
+    """ONNX Runtime has one class for everything."""
+    text = str(error).lower()
+    if "allocat" in text or "bad_alloc" in text or "out of memory" in text:
+        return OutOfMemoryError(f"{network.file}: {_first_line(error)}")
+    return DruseError(f"{network.file} failed: {_first_line(error)}")
 
 
 class OrtCPU:
@@ -81,7 +121,9 @@ class OrtCPU:
 
     def __init__(self, precision: Precision, n_threads: int) -> None:
         if precision not in ("fp32", "fp16"):
-            raise DeviceError(f"ort-cpu computes in fp32 or fp16 (ONNX Runtime's CPU has no other products), got {precision}")
+            raise DeviceError(
+                f"ort-cpu computes in fp32 or fp16 (ONNX Runtime's CPU has no other products), got {precision}"
+            )
         self._module = onnxruntime("cpu")
         self.precision: Precision = precision
         self.typed, self.fused = precision != "fp32", precision == "fp32"
@@ -94,13 +136,39 @@ class OrtCPU:
 
     def load(self, content: bytes, network: Network, precision: Precision) -> Runner:  # noqa: ARG002  in the graph
         """Make a network ready; its runner may be called from several threads at once."""
+        return open_session(self._module, content, network, self._options(), providers=["CPUExecutionProvider"])
+
+    def _options(self) -> Any:
         options = self._module.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # shapes change with every call
         options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry(*ONLY_ONNX)
-        return open_session(self._module, content, network, options, providers=["CPUExecutionProvider"])
+        return options
 
     def describe(self) -> str:
         """Version and threads."""
         return f"ONNX Runtime {self._module.__version__}, {self.workers} x 1 threads"
+
+
+class OrtHost(OrtCPU):
+    """ONNX Runtime's CPU provider on a bucket in the host's memory: slow, and what the devices are compared with."""
+
+    name = "ort-host"
+
+    def __init__(self, precision: Precision, n_threads: int) -> None:
+        super().__init__(precision, n_threads)
+        self.device: Device = HostDevice(1)
+
+    def prepare(
+        self,
+        content: bytes,
+        network: Network,
+        precision: Precision,  # noqa: ARG002  in the graph
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+    ) -> Work:
+        """Make a network ready for fixed places."""
+        cpu = ["CPUExecutionProvider"]
+        session = checked_session(self._module, content, network, self._options(), providers=cpu)
+        return bound(self._module, session, network, shapes, addresses, ("cpu", 0))
