@@ -153,6 +153,7 @@ class Bucket:
         self.still = self._empty(np.float32, n, 3)
         self._counters, self._by = self._empty(np.uint32, 2), self._empty(np.int32, 2)
         self._move = self._empty(np.float64, 2)
+        self._workspace = self._graph_workspace()
         self.device.fill(self.still, 0)
         self.device.fill(self.logits, 0)
         self.device.upload(self._by, np.array([1, -1], np.int32))
@@ -162,6 +163,13 @@ class Bucket:
         addresses = {name: array.address for name, array in self.network_arrays.items()}
         self._network = backend.prepare(content, network, precision, shapes, addresses)
         self._ready: dict[tuple[object, ...], Work] = {}
+
+    def _graph_workspace(self) -> Array | None:
+        """What the graph needs on the device."""
+        if not hasattr(_native.Edges, "workspace"):
+            return None
+        size = _native.library().druse_graph_workspace(self.device.exec_, self.shape.crystals, self.shape.atoms)
+        return self._empty(np.uint8, size) if size else None
 
     def status(self) -> np.ndarray:
         """``[crystals]`` of the last evaluation, when all that is queued is done."""
@@ -328,6 +336,7 @@ class Bucket:
             h - 1,
             *(array.address for array in (self._src, self._dst, self._image, self._distance, self._unit)),
             *(array.address for array in (self._edge_offsets, self._counts, self._status)),
+            *((self._workspace.address, self._workspace.nbytes) if self._workspace else ()),
         )
         padded = _native.PaddedGraph(
             c, n, h, d, spec.cutoff,

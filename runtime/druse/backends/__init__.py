@@ -7,6 +7,10 @@ name                extra        how it runs
                                  given, and the native library for the score network and the prior. float32. The same
                                  bytes whatever the threads and the rest of the batch. In float16 it runs a bundle's
                                  float16 graphs with a cast at each product: to see what they give, not for speed.
+``ort-cuda``        ``cuda``     ONNX Runtime's CUDA provider for the score network, with state and geometry on the
+                                 device, and the rest as ``ort-cpu``. float32, TF32, or a bundle's float16 or bfloat16
+                                 graphs.
+``ort-host``        ``cpu``      The same, resident loop and all, with the host as the device: to compare with.
 ``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
 ==================  ===========  =====================================================================================
 
@@ -157,7 +161,7 @@ BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
     "ort-host": _ort_host,
     "ort-openvino": _ort_openvino,
 }
-_AUTO = ("ort-cpu",)
+_AUTO = ("ort-cuda", "ort-cpu")
 
 
 def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int = 0) -> Backend:
@@ -165,7 +169,7 @@ def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int 
 
     Args:
         name: one of `BACKENDS`, or ``auto``.
-        precision: ``fp32``, ``bf16`` or ``fp16``, of products; never changed silently.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``, of products; never changed silently.
         n_threads: 0 for every core that this process may use.
 
     Raises:
@@ -179,22 +183,21 @@ def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int 
         raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     chosen: Precision = precision  # type: ignore[assignment]
     if name == "auto":
-        name = _first_that_runs(chosen, n_threads)
-        _log.info("backend %s, %s, %d threads", name, precision, n_threads)
+        found = _first_that_runs(chosen, n_threads)
+        _log.info("backend %s, %s, %d threads", found.name, precision, n_threads)
+        return found
     if name not in BACKENDS:
         raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
     return BACKENDS[name](chosen, n_threads)
 
 
-def _first_that_runs(precision: Precision, n_threads: int) -> str:
+def _first_that_runs(precision: Precision, n_threads: int) -> Backend:
     reasons = []
     for name in _AUTO:
         try:
-            BACKENDS[name](precision, n_threads)
+            return BACKENDS[name](precision, n_threads)
         except (DeviceError, MissingDependencyError) as error:
             reasons.append(f"{name}: {error}")
-        else:
-            return name
     raise DeviceError("no backend can run: " + "; ".join(reasons))
 
 
