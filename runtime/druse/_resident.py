@@ -98,11 +98,21 @@ def _power_of_two(n: int, least: int) -> int:
 
 def bins(n_atoms: np.ndarray, manifest: ConCDVAEManifest, memory: int) -> list[range]:
     """Crystals in order, as many in a bin as a device with so much free memory takes at once."""
+    k = manifest.graph.max_neighbors
+    return grouped(n_atoms * (_PER_ATOM * k), max(1.0, _edges(manifest, memory) - 1.0 - 2 * k))
+
+
+def crystals_together(manifest: ConCDVAEManifest, memory: int) -> int:
+    """Crystals of a middling size that fill two bins: the last bin of a batch is smaller."""
+    return math.ceil(2 * _edges(manifest, memory) / (_PER_ATOM * manifest.graph.max_neighbors * manifest.max_atoms / 2))
+
+
+def _edges(manifest: ConCDVAEManifest, memory: int) -> int:
+    """Half edges of the largest bucket that half of the free memory holds."""
     edges = LARGEST
     while edges > 256 and _bytes(edges, manifest) > 0.5 * memory:
         edges //= 2
-    k = manifest.graph.max_neighbors
-    return grouped(n_atoms * (_PER_ATOM * k), max(1.0, edges - 1.0 - 2 * k))
+    return edges
 
 
 def _bytes(edges: int, manifest: ConCDVAEManifest) -> float:

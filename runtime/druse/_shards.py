@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -41,12 +41,34 @@ class Work:
         self.pool.shutdown(cancel_futures=True)
 
 
-class Shard:
-    """A shard on its way: its bins are queued when it is made, and waited for by `result`."""
+def joined(shards: Sequence[range], most: int) -> Iterator[list[range]]:
+    """Shards in order, some of them together where they have ``most`` crystals at most."""
+    group: list[range] = []
+    for shard in shards:
+        if group and sum(map(len, group)) + len(shard) > most:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
 
-    def __init__(self, model: Model, request: Request, ranked: Ranked, rows: range, work: Work) -> None:
+
+class Shards:
+    """Shards on their way together: their bins are queued when they are made, and waited for by `results`."""
+
+    def __init__(self, model: Model, request: Request, ranked: Ranked, shards: Sequence[range], work: Work) -> None:
+        """Begins.
+
+        Args:
+            model: to generate with.
+            request: of the run.
+            ranked: of the whole run.
+            shards: crystals of the run, by number.
+            work: threads.
+        """
         masks = request.control.masks(model.manifest.max_atoms, model.manifest.n_species)
-        self._ids = np.arange(rows.start, rows.stop, dtype=np.uint64)
+        self._shards, rows = shards, np.concatenate([np.arange(shard.start, shard.stop) for shard in shards])
+        self._ids, ranked = rows.astype(np.uint64), ranked.take(rows)
         self._ranked = ranked
         z_con, heads = _trajectory.heads_of(model, masks, ranked.values, ranked.z)
         self._start = _trajectory.start(heads, masks, request.control, seed=request.seed, ids=self._ids)
@@ -71,7 +93,14 @@ class Shard:
             seed=request.seed, ids=self._ids[some], tick=lambda: work.tick(share),
         )  # fmt: skip
 
-    def result(self) -> Generated:
+    def results(self) -> Iterator[Generated]:
+        """Each shard's crystals, in order, when all are finished."""
+        whole, first = self._whole(), 0
+        for shard in self._shards:
+            yield whole.take(np.arange(first, first + len(shard)))
+            first += len(shard)
+
+    def _whole(self) -> Generated:
         crystals, status, changes = self._start.crystals, self._start.status.copy(), self._start.changes
         frac, species, composition = crystals.frac.copy(), crystals.species.copy(), changes.composition.copy()
         for chosen, future in self._bins:

@@ -17,7 +17,7 @@ import numpy as np
 
 from druse import _trajectory
 from druse._request import DEFAULT_SCHEDULE, OVERSAMPLE, Generated, Progress, Ranked, Report, Request
-from druse._shards import Shard, Work
+from druse._shards import Shards, Work, joined
 from druse.backends import Backend
 from druse.bundle import Bundle
 from druse.conditions import ClassProperty, ScalarProperty
@@ -159,16 +159,16 @@ class Generator:
             progress: told how far the wanted shards are.
         """
         wanted = request.shards(len(self.model.manifest.sigmas)) if shards is None else shards
-        work = Work(self.model.backend.workers, sum(map(len, wanted)), progress)
+        work = Work(self.model.walkers, sum(map(len, wanted)), progress)
         self.model.ready()  # before threads want it at the same time
         try:
-            waiting: collections.deque[Shard] = collections.deque()
-            for rows in wanted:
-                waiting.append(Shard(self.model, request, ranked.take(slice(rows.start, rows.stop)), rows, work))
+            waiting: collections.deque[Shards] = collections.deque()
+            for shards in joined(wanted, self.model.together):
+                waiting.append(Shards(self.model, request, ranked, shards, work))
                 if len(waiting) > 2:  # one being finished, one that keeps the other threads busy meanwhile
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().results()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().results()
         finally:
             work.close()
 

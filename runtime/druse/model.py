@@ -21,7 +21,7 @@ from druse import _gemnet
 from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
-from druse._resident import Resident, bins
+from druse._resident import Resident, bins, crystals_together
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
 from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend
 from druse.bundle import Bundle, ConCDVAEManifest, Network
@@ -121,6 +121,18 @@ class Model:
             content = self.bundle.read(self._file("decoder", network, backend.precision))
             self._resident = Resident(backend, content, network, backend.precision, self.manifest)
         return self._resident
+
+    @property
+    def walkers(self) -> int:
+        """Bins that are sampled side by side."""
+        return self.backend.workers if self.backend.device is None else 1
+
+    @property
+    def together(self) -> int:
+        """Crystals that are wanted at once, to fill a device."""
+        if self.backend.device is None:
+            return 1
+        return crystals_together(self.manifest, self.backend.memory)
 
     def bins(self, n_atoms: np.ndarray) -> list[range]:
         """Crystals in order, by their atom counts, that are evaluated together."""

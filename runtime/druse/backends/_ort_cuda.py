@@ -5,6 +5,8 @@ lengths are replaced by the bucket's, so that no shape is computed while it runs
 each time. Its own CUDA graph stays off: it would hold the network alone, and could not be part of ours.
 """
 
+import contextlib
+import io
 from collections.abc import Mapping
 
 from druse._cuda import CudaDevice
@@ -39,7 +41,8 @@ class OrtCUDA(OrtCPU):
             )
         super().__init__("fp32", n_threads)
         if hasattr(module, "preload_dlls"):
-            module.preload_dlls()  # CUDA and cuDNN from their wheels
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                module.preload_dlls()  # CUDA and cuDNN from their wheels
         self.device: CudaDevice = CudaDevice()
         self.precision, self.typed = precision, True
 
