@@ -50,13 +50,13 @@ class Array:
     def __sub__(self, other: "Array") -> "Array":
         return self._combined(1.0, -1.0, other)
 
-    def __mul__(self, factor: float) -> "Array":
-        return self._combined(factor)
+    def __mul__(self, factor: float | int) -> "Array":
+        return self._combined(float(factor))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> "Array":
-        return self._combined(1.0, divisor=divisor)
+    def __truediv__(self, divisor: float | int) -> "Array":
+        return self._combined(1.0, divisor=float(divisor))
 
     def _combined(self, a: float, b: float = 0.0, other: "Array | None" = None, divisor: float = 1.0) -> "Array":
         out = self.device.empty(self.shape, np.float32)

@@ -1,0 +1,163 @@
+"""The resident loop on a CUDA device beside the host: the same bytes, of everything but the network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from druse import Crystals, _native
+from druse._cuda import CudaDevice, _Graph
+from druse._device import Device, HostDevice, Work
+from druse._resident import TOGETHER, Bucket, Shape
+from druse.bundle import Bundle
+from druse.errors import DeviceError, MissingDependencyError
+from druse.noise import Purpose
+
+pytestmark = pytest.mark.gpu
+
+MANIFEST = Bundle.embedded().con_cdvae
+SHAPE = Shape(64, 512, 8192, 32)
+
+
+@pytest.fixture(scope="module")
+def cuda() -> CudaDevice:
+    try:
+        return CudaDevice()
+    except (DeviceError, MissingDependencyError) as error:
+        pytest.skip(f"no CUDA device: {error}")
+
+
+class Constant:
+    """A backend whose network says what has been put where its answer goes."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def prepare(self, content: bytes, network: Any, precision: Any, shapes: Mapping[str, Any], addresses: Any) -> Work:
+        return lambda: None
+
+
+def crystals(seed: int = 0, n: int = 40) -> Crystals:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 12, n)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    cells = np.cbrt(15.0 * counts)[:, None, None] * np.eye(3) + rng.uniform(-0.5, 0.5, (n, 3, 3))
+    return Crystals(rng.random((offsets[-1], 3)), cells, offsets, rng.integers(1, 90, offsets[-1]).astype(np.int32))
+
+
+def filled(device: Device, batch: Crystals, shape: Shape = SHAPE) -> Bucket:
+    backend: Any = Constant(device)
+    bucket = Bucket(backend, b"", MANIFEST.decoder, "fp32", MANIFEST, shape)
+    rng = np.random.default_rng(1)
+    bucket.fill(batch, rng.standard_normal((len(batch), 128)).astype(np.float32), np.arange(7, 7 + len(batch)))
+    device.upload(bucket.logits, rng.standard_normal(bucket.logits.shape).astype(np.float32))
+    device.upload(bucket._force, rng.standard_normal(bucket._force.shape).astype(np.float32))
+    return bucket
+
+
+def arrays(bucket: Bucket) -> dict[str, np.ndarray]:
+    """What an evaluation writes; edges that are not there have no image and no direction."""
+    read = bucket.device.download
+    found = {name: read(array) for name, array in bucket.network_arrays.items()}
+    found |= {name: read(getattr(bucket, name)) for name in ("frac", "scaled", "met", "_degree", "_edge_offsets")}
+    n_edges = int(found["_edge_offsets"][-1])
+    return found | {"unit": read(bucket._unit)[:n_edges]}
+
+
+def check(first: Bucket, second: Bucket) -> None:
+    mine, wanted = arrays(first), arrays(second)
+    for name, array in wanted.items():
+        assert mine[name].tobytes() == array.tobytes(), name
+
+
+def test_one_evaluation(cuda: CudaDevice) -> None:
+    batch = crystals()
+    bad = batch.cells.copy()
+    bad[3] = 0.0
+    for some in (batch, batch.replace(cells=bad)):
+        buckets = [filled(device, some) for device in (cuda, HostDevice())]
+        for bucket in buckets:
+            bucket.at_level(11)
+            bucket.evaluate()
+        check(*buckets)
+        assert isinstance(buckets[0]._ready["evaluate",], _Graph)
+
+
+@pytest.mark.parametrize("shape", [Shape(64, 512, 1024, 32), Shape(64, 512, 8192, 8)])
+def test_a_graph_without_room(cuda: CudaDevice, shape: Shape) -> None:
+    buckets = [filled(device, crystals(), shape) for device in (cuda, HostDevice())]
+    for bucket in buckets:
+        bucket.evaluate()
+    check(*buckets)
+    assert arrays(buckets[0])["met"].any()
+
+
+@pytest.mark.parametrize("draw", [False, True])
+@pytest.mark.parametrize("name", [False, True])
+def test_steps_in_place(cuda: CudaDevice, draw: bool, name: bool) -> None:
+    buckets = [filled(device, crystals()) for device in (cuda, HostDevice())]
+    for bucket in buckets:
+        bucket.at_level(2)
+        for first in (100, 300):
+            bucket.step(
+                2 * TOGETHER + 3, first=first, left=900, drift=0.01, diffusion=0.05, seed=2**63 + 5,
+                purpose=Purpose.LANGEVIN, draw=draw, name=name,
+            )  # fmt: skip
+    check(*buckets)
+    assert all(isinstance(work, _Graph) for work in buckets[0]._ready.values())
+
+
+def test_a_move_and_sums_of_vectors(cuda: CudaDevice) -> None:
+    found = []
+    for device in (cuda, HostDevice()):
+        bucket = filled(device, crystals())
+        bucket.evaluate()
+        vector = (bucket.scaled + 0.3 * bucket.scaled - bucket.copy(bucket.scaled) / 7.0) / 2
+        states = [
+            bucket.moved(bucket.frac, bucket.species, vector, drift=0.3, diffusion=diffusion, seed=3, step=5,
+                         purpose=Purpose.CORRECTOR, name=True)
+            for diffusion in (0.0, 0.2)
+        ]  # fmt: skip
+        bucket.draw_types(3, 17)
+        n = len(crystals().frac)
+        found.append([device.download(a)[:n].tobytes() for a in (vector, *states[0], *states[1], bucket.logits)])
+    assert found[0] == found[1]
+
+
+def test_what_waits_or_allocates_cannot_be_captured(cuda: CudaDevice) -> None:
+    array = cuda.empty((1000,), np.float32)
+    for forbidden in (
+        cuda.wait,
+        lambda: cuda.download(array),
+        lambda: cuda.empty((12_345_678,), np.float32),
+        lambda: cuda.upload(array, np.zeros(1000, np.float32)),
+    ):
+        with pytest.raises(DeviceError):
+            cuda.capture(forbidden)
+    work = cuda.capture(lambda: cuda.fill(array, 0))
+    cuda.fill(array, 1)
+    work()
+    assert not cuda.download(array).any()
+
+
+def test_memory_comes_back(cuda: CudaDevice) -> None:
+    cuda.trim()
+    before = cuda.memory
+    array = cuda.empty((2**28,), np.uint8)
+    assert cuda.memory <= before - 2**27
+    address = array.address
+    del array
+    again = cuda.empty((2**28,), np.uint8)
+    assert again.address == address
+    del again
+    cuda.trim()
+    assert cuda.memory > before - 2**24
+    with pytest.raises(MemoryError):
+        cuda.empty((2**50,), np.uint8)
+    assert cuda.memory > before - 2**24
+
+
+def test_the_library_knows_its_device(cuda: CudaDevice) -> None:
+    assert _native.library().druse_cuda_devices() > 0
+    assert cuda.name.startswith("cuda:0")
