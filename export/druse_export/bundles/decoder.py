@@ -14,6 +14,7 @@ c silu(x W)                        ``Layer``: y sigmoid(y / c) with y = x (c W)
 =================================  ================================================================
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -76,6 +77,16 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.reshape(-1)).reshape(*index.shape, x.shape[-1])
 
 
+def columns(x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """``[..., sum of widths]`` in pieces of these widths.
+
+    Slices, for ONNX Runtime's CUDA provider copies the widths of a Split from the host each time: such a call cannot be
+    repeated from a captured graph. For the same reason no product has a batch that is broadcast: it copies pointers.
+    """
+    ends = list(itertools.accumulate(widths))
+    return [x[..., end - width : end] for end, width in zip(ends, widths, strict=True)]
+
+
 class Ends(nn.Module):
     """What atoms give to the edges between them: a projection of the source and one of the target."""
 
@@ -85,7 +96,8 @@ class Ends(nn.Module):
 
     def forward(self, h: Tensor, src: Tensor, dst: Tensor) -> Tensor:
         """Atoms ``[N, atom]`` to ``[2, H, edge]``."""
-        of_source, of_target = torch.chunk(self.both(h), 2, dim=1)
+        both = self.both(h)
+        of_source, of_target = columns(both, [both.shape[1] // 2] * 2)
         ends = torch.stack([src, dst])
         return rows(of_source, ends) + rows(of_target, torch.stack([dst, src]))
 
@@ -139,13 +151,13 @@ class Block(nn.Module):
         valid: Tensor,
         slot: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Atoms ``[N, atom]`` and edges ``[2, H, edge]`` to the same."""
+        """Atoms ``[N, atom]`` and edges ``[2, H, edge]`` to the same; ``radial_cbf`` is that of directed edges."""
         n_half, n_atoms, degree = m.shape[1], legendre.shape[0], legendre.shape[3]
         x = self.down(self.ba(m) * self.gate(rbf3))
         block = rows(x.flatten(0, 1), in_edge)
         summed = torch.matmul(legendre.reshape(n_atoms, -1, degree), block)
         summed = summed.reshape(n_atoms * degree, -1)  # [N D, spherical * triplet]
-        per_edge = summed.index_select(0, slot).reshape(2, n_half, radial_cbf.shape[2], -1)
+        per_edge = summed.index_select(0, slot).reshape(2 * n_half, radial_cbf.shape[2], -1)
         t = self.bilinear(torch.matmul(radial_cbf, per_edge).reshape(2, n_half, -1))
         x = self.ca(m) + (self.up_ca(t) + swap(self.up_ac(t)))
         x = add_residuals(self.before_skip, x)
@@ -240,8 +252,8 @@ class Decoder(nn.Module):
         """
         config = self.config
         sizes = [config.rbf, config.rbf, config.rbf, config.cbf * config.n_spherical, config.edge]
-        rbf3, rbf_h, rbf_out, radial_cbf, edge = torch.split(self.radial(radial), sizes, dim=-1)
-        radial_cbf = radial_cbf.reshape(-1, config.cbf, config.n_spherical)
+        rbf3, rbf_h, rbf_out, radial_cbf, edge = columns(self.radial(radial), sizes)
+        radial_cbf = torch.cat([radial_cbf, radial_cbf]).reshape(-1, config.cbf, config.n_spherical)
         per_crystal = latent + rows(self.levels.weight, level)
         h = rows(self.elements.weight, species - 1) + rows(per_crystal, crystal)
         y = self.ends(h, src, dst) + edge
