@@ -340,8 +340,18 @@ class Bucket:
         return copied
 
     def _evaluation(self) -> None:
+        self._graph()
+        self._bases()
+        self._network()
+        _native.call(
+            "druse_force_sum", self.device.exec_, self.shape.atoms, self.shape.degree, *self._table,
+            self._force.address, self.scaled.address,
+        )  # fmt: skip
+
+    def _graph(self) -> None:
+        """Half edges, their table, and what fills both up."""
         c, n, h, d = self.shape
-        spec, exec_ = self._spec, self.device.exec_
+        exec_, offsets, edge_offsets = self.device.exec_, self.offsets.address, self._edge_offsets.address
         edges = _native.Edges(
             h - 1,
             *(array.address for array in (self._src, self._dst, self._image, self._distance, self._unit)),
@@ -349,11 +359,10 @@ class Bucket:
             *((self._workspace.address, self._workspace.nbytes) if self._workspace else ()),
         )
         padded = _native.PaddedGraph(
-            c, n, h, d, spec.cutoff,
+            c, n, h, d, self._spec.cutoff,
             *(array.address for array in (self._src, self._dst, self._distance, self._in_edge, self._degree)),
             *(array.address for array in (self._slot, self._valid, self._status, self.met)),
         )  # fmt: skip
-        offsets, edge_offsets = self.offsets.address, self._edge_offsets.address
         _native.call(
             "druse_radius_graph", exec_, c, offsets, self.frac.address, self.cells.address, self._options, edges
         )
@@ -362,13 +371,19 @@ class Bucket:
             *(array.address for array in (self._in_edge, self._slot, self._degree, self._status)),
         )  # fmt: skip
         _native.call("druse_pad_graph", exec_, offsets, edge_offsets, padded)
+
+    def _bases(self) -> None:
+        _, n, h, d = self.shape
+        spec, exec_ = self._spec, self.device.exec_
         _native.call(
             "druse_radial_basis", exec_, h, self._distance.address, spec.cutoff, spec.n_radial, self._radial.address
         )
-        table = (self._in_edge.address, self._degree.address, h, self._unit.address)
-        _native.call("druse_legendre", exec_, n, d, spec.n_spherical, *table, self._legendre.address)
-        self._network()
-        _native.call("druse_force_sum", exec_, n, d, *table, self._force.address, self.scaled.address)
+        _native.call("druse_legendre", exec_, n, d, spec.n_spherical, *self._table, self._legendre.address)
+
+    @property
+    def _table(self) -> tuple[int, int, int, int]:
+        """Edges into atoms, as the bases and the sum of forces take them."""
+        return self._in_edge.address, self._degree.address, self.shape.edges, self._unit.address
 
     @property
     def _options(self) -> _native.GraphOptions:

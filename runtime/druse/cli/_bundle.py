@@ -119,7 +119,7 @@ def _table(properties: Sequence[dict[str, Any]]) -> Table:
 def verify(
     bundle: Path_,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; what the backend can.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16; what the backend can.")] = "fp32",
     threads: Annotated[int, typer.Option(help="0: every core.", min=0)] = 0,
     as_json: AsJSON = False,
 ) -> None:
