@@ -134,23 +134,46 @@ def descend(
     Raises:
         OutOfMemoryError: the device has no memory for so many crystals.
     """
-    device = resident.device
     with resident.lock:
-        device.enter()
-        bucket = resident.bucket(len(crystals), len(crystals.frac), room)
         try:
-            bucket.fill(crystals, latent, ids)
-            if masks.allowed is not None:
-                bucket.allow(masks.allowed)
-            way = _Way(bucket, schedule, schedule.n_evaluations(len(levels)), seed, masks.unit is None, tick)
-            first = _State(bucket.copy(bucket.frac), bucket.copy(bucket.species))
-            last = run(schedule, way.score, way, first, sigmas, levels)
-            frac, species, logits, met = map(device.download, (last.frac, last.species, bucket.logits, bucket.met))
+            arrived = _arrive(
+                resident, schedule, crystals, latent, sigmas, levels, masks, room, seed=seed, ids=ids, tick=tick
+            )
         except MemoryError as error:
-            del bucket
-            resident.clear()
-            raise OutOfMemoryError(f"{device.name}: {error}") from error
-    n_atoms, met = len(crystals.frac), met[: len(crystals)]
-    if (met & OUT_OF_MEMORY).any():
+            if not resident.recover(error):
+                raise OutOfMemoryError(f"{resident.device.name}: {error}") from error
+            return descend(
+                resident, schedule, crystals, latent, sigmas, levels, masks, room, seed=seed, ids=ids, tick=tick
+            )
+    if (arrived.met & OUT_OF_MEMORY).any():
         raise OutOfMemoryError("no memory for the candidates of a crystal's graph")
-    return Arrived(frac[:n_atoms].copy(), species[:n_atoms].copy(), logits[:n_atoms].copy(), met.copy())
+    return arrived
+
+
+def _arrive(
+    resident: Resident,
+    schedule: SamplingSchedule,
+    crystals: Crystals,
+    latent: Latents,
+    sigmas: tuple[float, ...],
+    levels: np.ndarray,
+    masks: Masks,
+    room: Room,
+    *,
+    seed: int,
+    ids: CrystalIds,
+    tick: Callable[[], None],
+) -> Arrived:
+    """A function of its own, so that an error's traceback can be rid of the bucket."""
+    device = resident.device
+    device.enter()
+    bucket = resident.bucket(len(crystals), len(crystals.frac), room)
+    bucket.fill(crystals, latent, ids)
+    if masks.allowed is not None:
+        bucket.allow(masks.allowed)
+    way = _Way(bucket, schedule, schedule.n_evaluations(len(levels)), seed, masks.unit is None, tick)
+    first = _State(bucket.copy(bucket.frac), bucket.copy(bucket.species))
+    last = run(schedule, way.score, way, first, sigmas, levels)
+    frac, species, logits, met = map(device.download, (last.frac, last.species, bucket.logits, bucket.met))
+    n_atoms = len(crystals.frac)
+    return Arrived(frac[:n_atoms].copy(), species[:n_atoms].copy(), logits[:n_atoms].copy(), met[: len(crystals)].copy())

@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -102,11 +103,6 @@ def bins(n_atoms: np.ndarray, manifest: ConCDVAEManifest, memory: int) -> list[r
     return grouped(n_atoms * (_PER_ATOM * k), max(1.0, _edges(manifest, memory) - 1.0 - 2 * k))
 
 
-def crystals_together(manifest: ConCDVAEManifest, memory: int) -> int:
-    """Crystals of a middling size that fill two bins: the last bin of a batch is smaller."""
-    return math.ceil(2 * _edges(manifest, memory) / (_PER_ATOM * manifest.graph.max_neighbors * manifest.max_atoms / 2))
-
-
 def _edges(manifest: ConCDVAEManifest, memory: int) -> int:
     """Half edges of the largest bucket that half of the free memory holds."""
     edges = LARGEST
@@ -181,6 +177,10 @@ class Bucket:
         size = _native.library().druse_graph_workspace(self.device.exec_, self.shape.crystals, self.shape.atoms)
         return self._empty(np.uint8, size) if size else None
 
+    def forget(self) -> None:
+        """Drop captured work, which may hold the bucket itself."""
+        self._ready.clear()
+
     def status(self) -> np.ndarray:
         """``[crystals]`` of the last evaluation, when all that is queued is done."""
         status: np.ndarray = self.device.download(self._status)
@@ -209,6 +209,7 @@ class Bucket:
         numbers = np.zeros(c, np.uint64)
         if ids is not None:
             numbers[:some] = ids
+        self.device.fill(self.frac, 0)
         for array, values in (
             (self.offsets, offsets), (self.cells, cells), (self.latent, latents), (self._crystal, owner),
             (self.species, species), (self.frac, crystals.frac), (self.ids, numbers),
@@ -414,6 +415,7 @@ class Resident:
             backend, content, network, precision, manifest, shape
         )
         self._manifest, self._buckets = manifest, dict[Shape, Bucket]()
+        self._memory = backend.memory  # before there are buckets: bins are the same at any time
 
     def bucket(self, n_crystals: int, n_atoms: int, room: Room) -> Bucket:
         """The one for a bin.
@@ -425,19 +427,41 @@ class Resident:
         if shape not in self._buckets:
             try:
                 self._buckets[shape] = self._make(shape)
-            except MemoryError:
-                self.clear()
+            except MemoryError as first:
+                self.recover(first)
                 try:
                     self._buckets[shape] = self._make(shape)
                 except MemoryError as error:
-                    self.clear()
+                    self.recover(error)
                     raise OutOfMemoryError(f"{self.device.name} has no memory for {shape}: {error}") from error
         return self._buckets[shape]
 
     def clear(self) -> None:
         """Give every bucket's memory back."""
+        for bucket in self._buckets.values():
+            bucket.forget()
         self._buckets.clear()
         self.device.trim()
+
+    def recover(self, error: BaseException) -> bool:
+        """Give every bucket's memory back after an error, whose traceback would keep it; whether there was another one.
+
+        Where there was, the same work may find memory now.
+        """
+        traceback.clear_frames(error.__traceback__)
+        others = len(self._buckets) > 1
+        self.clear()
+        return others
+
+    def bins(self, n_atoms: np.ndarray) -> list[range]:
+        """Crystals in order, by their atom counts, in bins for a bucket."""
+        return bins(n_atoms, self._manifest, self._memory)
+
+    @property
+    def together(self) -> int:
+        """Crystals of a middling size that fill two bins: the last bin of a batch is smaller."""
+        k, edges = self._manifest.graph.max_neighbors, _edges(self._manifest, self._memory)
+        return math.ceil(2 * edges / (_PER_ATOM * k * self._manifest.max_atoms / 2))
 
     def score(
         self, crystals: Crystals, latent: np.ndarray, level: np.ndarray, room: Room | None = None
@@ -458,7 +482,9 @@ class Resident:
                 scaled, logits = self.device.download(bucket.scaled), self.device.download(bucket.logits)
                 status = bucket.status()[: len(crystals)]
             except MemoryError as error:
-                self.clear()
+                del bucket
+                if self.recover(error):
+                    return self.score(crystals, latent, level, room)
                 raise OutOfMemoryError(str(error)) from error
         if (status & OVERFLOW).any() and not room.is_last:
             return self.score(crystals, latent, level, room.more(status))

@@ -21,7 +21,7 @@ from druse import _gemnet
 from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
-from druse._resident import Resident, bins, crystals_together
+from druse._resident import Resident
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
 from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend
 from druse.bundle import Bundle, ConCDVAEManifest, Network
@@ -130,14 +130,14 @@ class Model:
     @property
     def together(self) -> int:
         """Crystals that are wanted at once, to fill a device."""
-        if self.backend.device is None:
-            return 1
-        return crystals_together(self.manifest, self.backend.memory)
+        resident = self.resident
+        return 1 if resident is None else resident.together
 
     def bins(self, n_atoms: np.ndarray) -> list[range]:
         """Crystals in order, by their atom counts, that are evaluated together."""
-        if self.backend.device is not None:
-            return bins(n_atoms, self.manifest, self.backend.memory)
+        resident = self.resident
+        if resident is not None:
+            return resident.bins(n_atoms)
         return plan(n_atoms, self.manifest, self.backend.memory, self.backend.workers)
 
     def condition(self, values: Mapping[str, Any], z: Any) -> Latents:
