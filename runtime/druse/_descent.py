@@ -176,4 +176,6 @@ def _arrive(
     last = run(schedule, way.score, way, first, sigmas, levels)
     frac, species, logits, met = map(device.download, (last.frac, last.species, bucket.logits, bucket.met))
     n_atoms = len(crystals.frac)
-    return Arrived(frac[:n_atoms].copy(), species[:n_atoms].copy(), logits[:n_atoms].copy(), met[: len(crystals)].copy())
+    return Arrived(
+        frac[:n_atoms].copy(), species[:n_atoms].copy(), logits[:n_atoms].copy(), met[: len(crystals)].copy()
+    )
