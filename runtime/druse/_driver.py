@@ -1,0 +1,103 @@
+"""NVIDIA's driver through ctypes: which devices answer. No CUDA toolkit is needed to ask it."""
+
+import ctypes
+from ctypes import byref, c_char_p, c_int, c_size_t
+from typing import Any, NamedTuple
+
+from druse.errors import DeviceError
+
+LIBRARY = "libcuda.so.1"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE; this and the numbers below are those of cuda.h
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+class CudaDevice(NamedTuple):
+    """A device as the driver knows it.
+
+    Attributes:
+        number: as in ``cuda:NUMBER``, counted as CUDA_VISIBLE_DEVICES leaves them.
+        name: of the model, or of a part of one (MIG).
+        capability: compute capability, such as (9, 0).
+        memory: bytes, free or not.
+    """
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+    memory: int
+
+    def __str__(self) -> str:
+        major, minor = self.capability
+        return f"{self.name}, compute capability {major}.{minor}, {self.memory / 2**30:.0f} GiB"
+
+
+def cuda_devices(library: str = LIBRARY) -> tuple[CudaDevice, ...]:
+    """Every device that answers.
+
+    Args:
+        library: of the driver.
+
+    Raises:
+        DeviceError: there is no driver, or it does not work.
+    """
+    driver = _load(library)
+    if driver is None:
+        return ()
+    count = c_int()
+    _ask(driver, "cuDeviceGetCount", byref(count))
+    return tuple(_device(driver, number) for number in range(count.value))
+
+
+def current_device(library: str = LIBRARY) -> CudaDevice:
+    """The device that the calling thread works on, the first where it has not chosen one.
+
+    Args:
+        library: of the driver.
+
+    Raises:
+        DeviceError: there is no device, no driver, or one that does not work.
+    """
+    driver = _load(library)
+    if driver is None:
+        raise DeviceError("the NVIDIA driver finds no device; check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    handle = c_int(0)
+    if driver.cuCtxGetDevice(byref(handle)) != 0:  # no context yet: CUDA will take the first device
+        handle.value = 0
+    return _device(driver, handle.value)
+
+
+def _load(library: str) -> Any:
+    """The driver, ready to be asked; None where it finds no device."""
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise DeviceError(f"this machine has no NVIDIA driver ({library} cannot be loaded)") from error
+    result = driver.cuInit(0)
+    if result == _NO_DEVICE:
+        return None
+    _check(driver, "cuInit", result)
+    return driver
+
+
+def _ask(driver: Any, function: str, *arguments: Any) -> None:
+    _check(driver, function, getattr(driver, function)(*arguments))
+
+
+def _check(driver: Any, function: str, result: int) -> None:
+    if result == 0:
+        return
+    text = c_char_p()
+    driver.cuGetErrorString(result, byref(text))
+    said = text.value.decode(errors="replace") if text.value else f"error {result}"
+    raise DeviceError(f"the NVIDIA driver does not work ({function}: {said}); check nvidia-smi")
+
+
+def _device(driver: Any, number: int) -> CudaDevice:
+    handle, major, minor, memory = c_int(), c_int(), c_int(), c_size_t()
+    name = ctypes.create_string_buffer(256)
+    _ask(driver, "cuDeviceGet", byref(handle), number)
+    _ask(driver, "cuDeviceGetName", name, len(name), handle)
+    _ask(driver, "cuDeviceGetAttribute", byref(major), _CAPABILITY_MAJOR, handle)
+    _ask(driver, "cuDeviceGetAttribute", byref(minor), _CAPABILITY_MINOR, handle)
+    _ask(driver, "cuDeviceTotalMem_v2", byref(memory), handle)
+    return CudaDevice(number, name.value.decode(errors="replace"), (major.value, minor.value), memory.value)
