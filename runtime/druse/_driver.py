@@ -11,7 +11,7 @@ _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE; this and the numbers below are those o
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
-class CudaDevice(NamedTuple):
+class Gpu(NamedTuple):
     """A device as the driver knows it.
 
     Attributes:
@@ -31,7 +31,7 @@ class CudaDevice(NamedTuple):
         return f"{self.name}, compute capability {major}.{minor}, {self.memory / 2**30:.0f} GiB"
 
 
-def cuda_devices(library: str = LIBRARY) -> tuple[CudaDevice, ...]:
+def gpus(library: str = LIBRARY) -> tuple[Gpu, ...]:
     """Every device that answers.
 
     Args:
@@ -48,7 +48,21 @@ def cuda_devices(library: str = LIBRARY) -> tuple[CudaDevice, ...]:
     return tuple(_device(driver, number) for number in range(count.value))
 
 
-def current_device(library: str = LIBRARY) -> CudaDevice:
+def cuda_version(library: str = LIBRARY) -> tuple[int, int]:
+    """The newest CUDA that the driver knows, such as (12, 8); what was built for a later major version does not run.
+
+    Args:
+        library: of the driver.
+
+    Raises:
+        DeviceError: there is no driver, or it does not work.
+    """
+    version = c_int()
+    _ask(_opened(library), "cuDriverGetVersion", byref(version))
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def current_gpu(library: str = LIBRARY) -> Gpu:
     """The device that the calling thread works on, the first where it has not chosen one.
 
     Args:
@@ -66,12 +80,16 @@ def current_device(library: str = LIBRARY) -> CudaDevice:
     return _device(driver, handle.value)
 
 
-def _load(library: str) -> Any:
-    """The driver, ready to be asked; None where it finds no device."""
+def _opened(library: str) -> Any:
     try:
-        driver = ctypes.CDLL(library)
+        return ctypes.CDLL(library)
     except OSError as error:
         raise DeviceError(f"this machine has no NVIDIA driver ({library} cannot be loaded)") from error
+
+
+def _load(library: str) -> Any:
+    """The driver, ready to be asked about devices; None where it finds none."""
+    driver = _opened(library)
     result = driver.cuInit(0)
     if result == _NO_DEVICE:
         return None
@@ -92,7 +110,7 @@ def _check(driver: Any, function: str, result: int) -> None:
     raise DeviceError(f"the NVIDIA driver does not work ({function}: {said}); check nvidia-smi")
 
 
-def _device(driver: Any, number: int) -> CudaDevice:
+def _device(driver: Any, number: int) -> Gpu:
     handle, major, minor, memory = c_int(), c_int(), c_int(), c_size_t()
     name = ctypes.create_string_buffer(256)
     _ask(driver, "cuDeviceGet", byref(handle), number)
@@ -100,4 +118,4 @@ def _device(driver: Any, number: int) -> CudaDevice:
     _ask(driver, "cuDeviceGetAttribute", byref(major), _CAPABILITY_MAJOR, handle)
     _ask(driver, "cuDeviceGetAttribute", byref(minor), _CAPABILITY_MINOR, handle)
     _ask(driver, "cuDeviceTotalMem_v2", byref(memory), handle)
-    return CudaDevice(number, name.value.decode(errors="replace"), (major.value, minor.value), memory.value)
+    return Gpu(number, name.value.decode(errors="replace"), (major.value, minor.value), memory.value)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from druse.errors import DeviceError
+
 
 def _field(number: int, payload: bytes | str | int) -> bytes:
     """A field in protocol-buffer encoding; every length and number here is below 128."""
@@ -35,6 +37,10 @@ def doubling_model() -> bytes:
 
 NO_DEVICE = 3
 """Exit code of a probe that finds no device to run on."""
+
+
+DEVICES = "devices"
+"""The probe that is no backend: which CUDA devices answer."""
 
 
 class NoDeviceError(Exception):
@@ -89,13 +95,41 @@ def _ort_openvino() -> str:
     return f"ONNX Runtime {onnxruntime.__version__}"
 
 
-def _tensorrt() -> str:
+def _tensorrt(name: str = "tensorrt") -> str:
     _need_gpu()
-    import tensorrt
+    from druse import _driver
+    from druse.backends._tensorrt import build, library, messages, tensorrt
+    from druse.bundle import Network, Tensor
 
-    if tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)) is None:
-        raise RuntimeError("TensorRT found no CUDA device")
-    return f"TensorRT {tensorrt.__version__}"
+    module, gpu = tensorrt(name), _driver.current_gpu()
+    x, y = (Tensor(name=name, dtype="float32", shape=(2,)) for name in "xy")
+    network = Network(file="a model that doubles", inputs=(x,), outputs=(y,))
+    engine = build(module, doubling_model(), network, {"x": (2,), "y": (2,)}).engine
+    runtime = module.Runtime(messages(module))
+    if runtime.deserialize_cuda_engine(engine) is None:
+        major, minor = _driver.cuda_version()
+        raise RuntimeError(
+            f"{library(module)} cannot use {gpu.name} with a driver for CUDA {major}.{minor}: "
+            f"{messages(module).take_error()}"
+        )
+    return f"{library(module)} on {gpu.name}"
+
+
+def _tensorrt_rtx() -> str:
+    return _tensorrt("tensorrt_rtx")
+
+
+def _gpus() -> str:
+    from druse import _driver
+
+    try:
+        found = _driver.gpus()
+        major, minor = _driver.cuda_version()
+    except DeviceError as error:
+        raise NoDeviceError(str(error)) from error
+    if not found:
+        raise NoDeviceError("the NVIDIA driver finds no device; check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    return "; ".join(f"cuda:{gpu.number} {gpu}" for gpu in found) + f"; driver for CUDA {major}.{minor}"
 
 
 def _cuda() -> str:
@@ -115,7 +149,9 @@ PROBES: dict[str, Callable[[], str]] = {
     "ort-openvino": _ort_openvino,
     "ort-cuda": _ort_cuda,
     "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
     "cuda-kernels": _cuda,
+    DEVICES: _gpus,
 }
 
 

@@ -16,22 +16,31 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from druse import _native
-from druse._probes import NO_DEVICE, PROBES
+from druse._probes import DEVICES, NO_DEVICE
 from druse.errors import NativeLibraryError
 from druse.graphs import radius_graph
 
-__all__ = ["Backend", "Problem", "Report", "examine", "onnxruntime_clash"]
+__all__ = ["Backend", "Problem", "Report", "examine", "onnxruntime_clash", "tensorrt_clash"]
 
 PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt", "torch", "pymatgen", "ase", "ray",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt", "tensorrt-cu12", "tensorrt-cu13",
+    "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "torch", "pymatgen", "ase", "ray",
 )  # fmt: skip
 
-_EXTRAS = {"ort-cpu": "cpu", "ort-openvino": "openvino", "ort-cuda": "cuda", "tensorrt": "tensorrt"}
+_EXTRAS = {
+    "ort-cpu": "cpu",
+    "ort-openvino": "openvino",
+    "ort-cuda": "cuda",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+_TENSORRT, _TENSORRT_RTX = (tuple(f"{name}-cu{cuda}" for cuda in (11, 12, 13)) for name in ("tensorrt", "tensorrt-rtx"))
 _NEEDS = {
     "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
     "ort-openvino": ("onnxruntime-ep-openvino",),
     "ort-cuda": ("onnxruntime-gpu",),
-    "tensorrt": ("tensorrt",),
+    "tensorrt": ("tensorrt", *_TENSORRT),
+    "tensorrt-rtx": _TENSORRT_RTX,
     "cuda-kernels": (),
 }
 _ORT_WHEEL = re.compile(
@@ -67,6 +76,7 @@ class Report:
     isa: str
     threads: int
     packages: dict[str, str]
+    devices: str
     backends: tuple[Backend, ...]
     problems: tuple[Problem, ...]
 
@@ -98,6 +108,20 @@ def onnxruntime_clash(names: Iterable[str]) -> Problem | None:
     )
 
 
+def tensorrt_clash(names: Iterable[str]) -> Problem | None:
+    """TensorRT for two CUDA versions in one environment: the same files, and which one runs is chance."""
+    found = set(names)
+    for extra, packages in (("tensorrt", _TENSORRT), ("tensorrt-rtx", _TENSORRT_RTX)):
+        wheels = [name for name in packages if name in found]
+        if len(wheels) > 1:
+            parts = [f"{wheel}{part}" for wheel in wheels for part in ("", "-bindings", "-libs")]
+            return Problem(
+                f"{' and '.join(wheels)} are both installed and overwrite each other's files",
+                f"pip uninstall --yes {' '.join(parts)} && pip install 'druse[{extra}]'",
+            )
+    return None
+
+
 def _native_state() -> tuple[str, str, int, Problem | None]:
     """Where the native library lies, its instruction set and threads, and what is wrong with it."""
     try:
@@ -117,7 +141,7 @@ def _native_state() -> tuple[str, str, int, Problem | None]:
 
 
 def _try_backend(name: str, packages: dict[str, str], timeout: float) -> Backend:
-    needs = _NEEDS[name]
+    needs = _NEEDS.get(name, ())
     if needs and not any(package in packages for package in needs):
         return Backend(name, "not installed", f"pip install 'druse[{_EXTRAS[name]}]'")
     command = [sys.executable, "-m", "druse._probes", name]
@@ -149,8 +173,9 @@ def examine(*, timeout: float = 60.0) -> Report:
     packages = installed_packages()
     path, isa, threads, native_problem = _native_state()
     with ThreadPoolExecutor(max_workers=2) as pool:
-        backends = tuple(pool.map(lambda name: _try_backend(name, packages, timeout), PROBES))
-    problems = [p for p in (native_problem, onnxruntime_clash(packages)) if p is not None]
+        *backends, devices = pool.map(lambda name: _try_backend(name, packages, timeout), (*_NEEDS, DEVICES))
+    clashes = (native_problem, onnxruntime_clash(packages), tensorrt_clash(packages))
+    problems = [problem for problem in clashes if problem is not None]
     problems += [
         Problem(
             f"{b.name} is installed but does not run: {b.detail}",
@@ -169,6 +194,7 @@ def examine(*, timeout: float = 60.0) -> Report:
         isa=isa,
         threads=threads,
         packages={name: packages[name] for name in PACKAGES if name in packages},
-        backends=backends,
+        devices=devices.detail,
+        backends=tuple(backends),
         problems=tuple(problems),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from druse._probes import doubling_model
-from druse.doctor import Problem, examine, onnxruntime_clash
+from druse.doctor import Problem, examine, onnxruntime_clash, tensorrt_clash
 
 
 def run_doctor(*arguments: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -50,6 +50,7 @@ def test_json_is_what_the_library_reports() -> None:
         "ort-openvino",
         "ort-cuda",
         "tensorrt",
+        "tensorrt-rtx",
         "cuda-kernels",
     }
 
@@ -75,6 +76,33 @@ def test_two_onnxruntime_wheels_are_a_problem_with_a_cure(tmp_path: Path) -> Non
 )
 def test_which_wheels_clash(names: list[str], clashes: bool) -> None:
     assert isinstance(onnxruntime_clash(names), Problem) == clashes
+
+
+@pytest.mark.parametrize(
+    ("names", "cure"),
+    [
+        ([], None),
+        (["tensorrt", "tensorrt-cu13", "tensorrt-cu13-libs", "tensorrt-cu13-bindings"], None),
+        (["tensorrt-cu13", "tensorrt-rtx-cu13"], None),  # two modules, which get on
+        (["tensorrt-cu12", "tensorrt-cu13"], "druse[tensorrt]"),
+        (["tensorrt-rtx-cu12", "tensorrt-rtx-cu13"], "druse[tensorrt-rtx]"),
+    ],
+)
+def test_which_packages_of_tensorrt_clash(names: list[str], cure: str | None) -> None:
+    problem = tensorrt_clash(names)
+    assert (problem is None) == (cure is None)
+    if problem is not None:
+        assert f"{names[0]}-libs" in problem.cure
+        assert problem.cure.endswith(f"&& pip install '{cure}'")
+
+
+def test_it_says_which_devices_answer() -> None:
+    report = json.loads(run_doctor("--json").stdout)
+    if Path("/dev/nvidiactl").exists():
+        assert report["devices"].startswith("cuda:0 ")
+    else:
+        assert "NVIDIA driver" in report["devices"]
+    assert "CUDA devices" in run_doctor().stdout
 
 
 def test_a_backend_that_fails_is_broken_and_says_why(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from druse._driver import current_device
+from druse._driver import current_gpu
 from druse._manifest import in_one_line
 from druse.backends import OutOfMemoryError
 from druse.backends._engines import EngineCache, default_folder
@@ -159,7 +159,7 @@ def _compiled(
 ) -> tuple[bytes | None, bytes]:
     """Engine and timings; None where the library has logged an error instead."""
     config = builder.create_builder_config()
-    if str(precision) != "tf32":  # otherwise on by itself
+    if precision != "tf32":  # otherwise on by itself
         config.clear_flag(module.BuilderFlag.TF32)
     config.max_aux_streams = 0  # all work on the caller's stream
     user_allocation = getattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
@@ -252,7 +252,7 @@ class TensorRT:
 
     def __init__(self, precision: Precision, n_threads: int, folder: Path | None = None) -> None:
         self._module = tensorrt(self.module)
-        self._device = current_device()
+        self._device = current_gpu()
         self.precision: Precision = precision
         self._n_threads = n_threads
         self._cache = EngineCache(default_folder() if folder is None else folder)
@@ -313,7 +313,7 @@ class TensorRT:
         """The engine, from the cache or built."""
         about = {"library": library(self._module), "device": str(self._device), "build": BUILD}
         lengths = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(shapes.items()))
-        tf32 = str(str(precision) == "tf32")
+        tf32 = str(precision == "tf32")
         key = {**about, "network": hashlib.sha256(content).hexdigest(), "shapes": lengths, "tf32": tf32}
         with self._building:
             kept = self._cache.read(key)

@@ -27,6 +27,7 @@ def _print(report: Report, console: Console) -> None:
         ("druse", f"{report.druse} on Python {report.python}, {report.platform}"),
         ("native library", report.native_library),
         ("processor", f"{report.threads} threads, {report.isa}"),
+        ("CUDA devices", report.devices),
         ("packages", versions),
     ):
         facts.add_row(f"[bold]{name}[/]", escape(value))
