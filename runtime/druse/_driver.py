@@ -40,9 +40,11 @@ def gpus(library: str = LIBRARY) -> tuple[Gpu, ...]:
     Raises:
         DeviceError: there is no driver, or it does not work.
     """
-    driver = _load(library)
-    if driver is None:
+    driver = _opened(library)
+    result = driver.cuInit(0)
+    if result == _NO_DEVICE:
         return ()
+    _check(driver, "cuInit", result)
     count = c_int()
     _ask(driver, "cuDeviceGetCount", byref(count))
     return tuple(_device(driver, number) for number in range(count.value))
@@ -62,39 +64,11 @@ def cuda_version(library: str = LIBRARY) -> tuple[int, int]:
     return version.value // 1000, version.value % 1000 // 10
 
 
-def current_gpu(library: str = LIBRARY) -> Gpu:
-    """The device that the calling thread works on, the first where it has not chosen one.
-
-    Args:
-        library: of the driver.
-
-    Raises:
-        DeviceError: there is no device, no driver, or one that does not work.
-    """
-    driver = _load(library)
-    if driver is None:
-        raise DeviceError("the NVIDIA driver finds no device; check CUDA_VISIBLE_DEVICES and nvidia-smi")
-    handle = c_int(0)
-    if driver.cuCtxGetDevice(byref(handle)) != 0:  # no context yet: CUDA will take the first device
-        handle.value = 0
-    return _device(driver, handle.value)
-
-
 def _opened(library: str) -> Any:
     try:
         return ctypes.CDLL(library)
     except OSError as error:
         raise DeviceError(f"this machine has no NVIDIA driver ({library} cannot be loaded)") from error
-
-
-def _load(library: str) -> Any:
-    """The driver, ready to be asked about devices; None where it finds none."""
-    driver = _opened(library)
-    result = driver.cuInit(0)
-    if result == _NO_DEVICE:
-        return None
-    _check(driver, "cuInit", result)
-    return driver
 
 
 def _ask(driver: Any, function: str, *arguments: Any) -> None:

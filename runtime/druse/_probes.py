@@ -97,17 +97,17 @@ def _ort_openvino() -> str:
 
 def _tensorrt(name: str = "tensorrt") -> str:
     _need_gpu()
-    from druse import _driver
+    from druse._driver import cuda_version
     from druse.backends._tensorrt import build, library, messages, tensorrt
     from druse.bundle import Network, Tensor
 
-    module, gpu = tensorrt(name), _driver.current_gpu()
+    module, gpu = tensorrt(name), _gpus()[0]
     x, y = (Tensor(name=name, dtype="float32", shape=(2,)) for name in "xy")
     network = Network(file="a model that doubles", inputs=(x,), outputs=(y,))
     engine = build(module, doubling_model(), network, {"x": (2,), "y": (2,)}).engine
     runtime = module.Runtime(messages(module))
     if runtime.deserialize_cuda_engine(engine) is None:
-        major, minor = _driver.cuda_version()
+        major, minor = cuda_version()
         raise RuntimeError(
             f"{library(module)} cannot use {gpu.name} with a driver for CUDA {major}.{minor}: "
             f"{messages(module).take_error()}"
@@ -119,16 +119,22 @@ def _tensorrt_rtx() -> str:
     return _tensorrt("tensorrt_rtx")
 
 
-def _gpus() -> str:
-    from druse import _driver
+def _gpus() -> tuple[Any, ...]:
+    from druse._driver import gpus
 
     try:
-        found = _driver.gpus()
-        major, minor = _driver.cuda_version()
+        found = gpus()
     except DeviceError as error:
         raise NoDeviceError(str(error)) from error
     if not found:
         raise NoDeviceError("the NVIDIA driver finds no device; check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    return found
+
+
+def _devices() -> str:
+    from druse._driver import cuda_version
+
+    found, (major, minor) = _gpus(), cuda_version()
     return "; ".join(f"cuda:{gpu.number} {gpu}" for gpu in found) + f"; driver for CUDA {major}.{minor}"
 
 
@@ -151,7 +157,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
     "cuda-kernels": _cuda,
-    DEVICES: _gpus,
+    DEVICES: _devices,
 }
 
 

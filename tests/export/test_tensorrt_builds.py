@@ -12,13 +12,13 @@ pytest.importorskip("onnxscript", reason="what writes ONNX files")
 import small_bundle
 from reference.buckets import bucket_shapes
 
+from druse._resident import Room, Shape
 from druse.backends._tensorrt import build
 from druse.bundle import Bundle, Precision
 
-LENGTHS = (
-    {"crystals": 2, "atoms": 16, "degree": 4, "edges": 64},
-    {"crystals": 64, "atoms": 1024, "degree": 32, "edges": 16384},
-)
+BINS = ((1, 1), (100, 1000))
+"""Crystals and atoms that share a bucket."""
+
 STATED = ("fp16", "bf16")
 
 
@@ -36,12 +36,12 @@ def test_these_are_all_precisions_of_graphs() -> None:
     assert {"fp32", *STATED} <= set(get_args(Precision)) <= {"fp32", "tf32", *STATED}
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: f"{lengths['atoms']} atoms")
+@pytest.mark.parametrize("together", BINS)
 @pytest.mark.parametrize("precision", ["fp32", *STATED])
-def test_decoders_build(rtx: Any, precise: Bundle, precision: Precision, lengths: dict[str, int]) -> None:
-    network = precise.con_cdvae.decoder
+def test_decoders_build(rtx: Any, precise: Bundle, precision: Precision, together: tuple[int, int]) -> None:
+    network, shape = precise.con_cdvae.decoder, Shape.of(*together, precise.con_cdvae, Room())
     file = network.file if precision == "fp32" else network.precisions[precision]
-    build(rtx, precise.read(file), network, bucket_shapes(network, **lengths), precision=precision)
+    build(rtx, precise.read(file), network, bucket_shapes(network, **shape.lengths), precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", *STATED])
@@ -54,5 +54,5 @@ def test_priors_build(rtx: Any, precise: Bundle, precision: Precision) -> None:
 
 def test_the_bundle_that_generates_builds(rtx: Any, bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
-    network = bundle.con_cdvae.decoder
-    build(rtx, bundle.read(network.file), network, bucket_shapes(network, **LENGTHS[0]))
+    network, shape = bundle.con_cdvae.decoder, Shape.of(*BINS[1], bundle.con_cdvae, Room())
+    build(rtx, bundle.read(network.file), network, bucket_shapes(network, **shape.lengths))

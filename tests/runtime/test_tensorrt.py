@@ -3,26 +3,33 @@
 What is called of the two libraries is the same, by the same code; see `druse.backends._tensorrt`.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reference.buckets import bucket_shapes
 
+from druse import Generator, SamplingSchedule
+from druse._resident import LARGEST, Room, Shape
+from druse.backends import open_backend
 from druse.backends._tensorrt import TensorRT, TensorRTRTX, build, check_addresses, library, messages, tensorrt
 from druse.bundle import Bundle, Network, Tensor
 from druse.errors import DeviceError, InputError, MissingDependencyError
+from druse.verify import verify
 
 onnx = pytest.importorskip("onnx", reason="what makes the small graphs")
 from onnx import TensorProto, helper  # noqa: E402
 
+MOST_ATOMS = 43_000
 BUCKETS = {
-    "smallest": {"crystals": 2, "atoms": 16, "degree": 4, "edges": 64},
-    "a thousand atoms": {"crystals": 64, "atoms": 1024, "degree": 32, "edges": 16384},
-    "wide": {"crystals": 64, "atoms": 1024, "degree": 64, "edges": 16384},
-    "largest": {"crystals": 1024, "atoms": 16384, "degree": 32, "edges": 262144},
+    "smallest": (1, 1, Room()),
+    "100 crystals": (100, 1000, Room()),
+    "100 crystals, many edges": (100, 1000, Room(edges=2)),
+    "100 crystals, many edges into an atom": (100, 1000, Room(degree=2)),
+    "largest": (MOST_ATOMS // 10, MOST_ATOMS, Room()),
 }
-"""Powers of two; two crystals with few atoms, and as many as fill the memory of a large device in float32."""
+"""Crystals and atoms that share a bucket, and its room."""
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +64,12 @@ def default() -> Bundle:
 
 @pytest.mark.parametrize("bucket", BUCKETS)
 def test_the_default_decoder_builds_in_every_bucket(rtx: Any, default: Bundle, bucket: str) -> None:
-    network = default.con_cdvae.decoder
-    for file in network.every_file:
-        built = build(rtx, default.read(file), network, bucket_shapes(network, **BUCKETS[bucket]))
+    manifest = default.con_cdvae
+    n_crystals, n_atoms, room = BUCKETS[bucket]
+    shape = Shape.of(n_crystals, n_atoms, manifest, room)
+    assert (bucket == "largest") == (shape.edges == LARGEST)
+    for file in manifest.decoder.every_file:
+        built = build(rtx, default.read(file), manifest.decoder, bucket_shapes(manifest.decoder, **shape.lengths))
         assert len(built.engine) > 1e6
         assert built.timings == b""
 
@@ -69,6 +79,13 @@ def test_the_default_priors_build(rtx: Any, default: Bundle, prior: str) -> None
     network = default.con_cdvae.priors[prior].network
     for file in network.every_file:
         build(rtx, default.read(file), network, bucket_shapes(network, crystals=1024))
+
+
+def test_tf32_is_a_matter_of_the_build(rtx: Any) -> None:
+    content = graph_of(PRODUCT, [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)])
+    shapes = {"x": (8, 8), "w": (8, 8), "y": (8, 8)}
+    assert build(rtx, content, PRODUCT, shapes, precision="fp32").engine
+    assert build(rtx, content, PRODUCT, shapes, precision="tf32").engine
 
 
 def test_a_sum_by_scatter_is_refused_by_name(rtx: Any) -> None:
@@ -177,5 +194,41 @@ def test_without_a_device_it_says_so(backend: type[TensorRT], tmp_path: Path) ->
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     pytest.importorskip(backend.module, reason="the package of this backend")
+    with pytest.raises(InputError, match=r"must be auto or one of .*tensorrt, tensorrt-rtx"):
+        open_backend("nvinfer")
     with pytest.raises(DeviceError, match=r"this machine has no NVIDIA driver|the NVIDIA driver finds no device"):
         backend("fp32", 1, tmp_path)
+
+
+@pytest.fixture(params=[TensorRT, TensorRTRTX], ids=lambda backend: backend.name)
+def on_device(request: pytest.FixtureRequest, tmp_path: Path) -> TensorRT:
+    """The backend on this machine's GPU, with an empty cache."""
+    try:
+        backend: TensorRT = request.param("fp32", 2, tmp_path / "engines")
+    except (DeviceError, MissingDependencyError) as error:
+        pytest.skip(str(error))
+    return backend
+
+
+@pytest.mark.gpu
+def test_on_a_device_it_gives_what_the_bundle_recorded(on_device: TensorRT, default: Bundle) -> None:
+    deviations = list(verify(default, on_device))
+    assert [deviation for deviation in deviations if not deviation.ok] == []
+
+
+@pytest.mark.gpu
+def test_on_a_device_steps_are_captured_and_engines_kept(
+    on_device: TensorRT, default: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = SamplingSchedule(method="ancestral", n_levels=15, skip=0.5)
+    made = []
+    for _ in range(2):
+        with caplog.at_level(logging.INFO, "druse"):
+            generator = Generator(default, backend=on_device)
+            made.append(list(generator.generate({}, count=8, schedule=schedule)))
+        built = [record for record in caplog.records if "building an engine" in record.message]
+        assert bool(built) == (len(made) == 1)
+        assert "kernel by kernel" not in caplog.text
+        caplog.clear()
+    first, second = (b"".join(part.frac.tobytes() for part in parts) for parts in made)
+    assert first == second

@@ -12,6 +12,8 @@ name                extra        how it runs
                                  graphs.
 ``ort-host``        ``cpu``      The same, resident loop and all, with the host as the device: to compare with.
 ``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
+``tensorrt``        its name     As ``ort-cuda``, with an engine of TensorRT 10 or 11 for each bucket, kept on disk.
+``tensorrt-rtx``    its name     The same with TensorRT for RTX devices, which pip installs alone.
 ==================  ===========  =====================================================================================
 
 A backend that is asked for by name runs or raises; ``auto`` takes the first that can run, and logs which.
@@ -155,11 +157,25 @@ def _ort_host(precision: Precision, n_threads: int) -> Backend:
     return OrtHost(precision, n_threads)
 
 
+def _tensorrt(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._tensorrt import TensorRT
+
+    return TensorRT(precision, n_threads)
+
+
+def _tensorrt_rtx(precision: Precision, n_threads: int) -> Backend:
+    from druse.backends._tensorrt import TensorRTRTX
+
+    return TensorRTRTX(precision, n_threads)
+
+
 BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
     "ort-cpu": _ort_cpu,
     "ort-cuda": _ort_cuda,
     "ort-host": _ort_host,
     "ort-openvino": _ort_openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
 }
 _AUTO = ("ort-cuda", "ort-cpu")
 

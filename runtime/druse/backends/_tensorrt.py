@@ -9,15 +9,18 @@ import hashlib
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from druse._driver import current_gpu
+from druse._cuda import CudaDevice
+from druse._device import Work
+from druse._driver import gpus
 from druse._manifest import in_one_line
 from druse.backends import OutOfMemoryError
 from druse.backends._engines import EngineCache, default_folder
+from druse.backends._ort import OrtCPU
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, DruseError, InputError, MissingDependencyError
 
@@ -238,12 +241,12 @@ def _is_want_of_memory(said: str) -> bool:
     return "OutOfMemory" in said or "out of memory" in said.lower()
 
 
-class TensorRT:
-    """TensorRT on the device of the thread that asks.
+class TensorRT(OrtCPU):
+    """TensorRT for the score network, on a GPU; the other networks as of `OrtCPU`, in float32.
 
     Args:
-        precision: of products in the score network and the priors.
-        n_threads: of the builder.
+        precision: of products in the score network.
+        n_threads: of the host's networks, and of building.
         folder: where engines are kept; None: the platform's cache of this user.
     """
 
@@ -251,17 +254,31 @@ class TensorRT:
     module = "tensorrt"
 
     def __init__(self, precision: Precision, n_threads: int, folder: Path | None = None) -> None:
-        self._module = tensorrt(self.module)
-        self._device = current_gpu()
-        self.precision: Precision = precision
-        self._n_threads = n_threads
+        """Opens the device.
+
+        Raises:
+            MissingDependencyError: something is not installed.
+            DeviceError: there is no device, or Druse was built without CUDA.
+        """
+        self._library = tensorrt(self.module)
+        super().__init__("fp32", n_threads)
+        found = gpus()
+        self.device: CudaDevice = CudaDevice()
+        self._gpu = found[self.device.index]
+        self.precision, self.typed = precision, True
         self._cache = EngineCache(default_folder() if folder is None else folder)
-        self._runtime = self._module.Runtime(messages(self._module))
+        self._runtime = self._library.Runtime(messages(self._library))
         self._building = threading.Lock()  # two at once would time their kernels against each other
 
+    @property
+    def memory(self) -> int:
+        """Bytes free now, on the device."""
+        self.device.enter()
+        return self.device.memory
+
     def describe(self) -> str:
-        """Version and device."""
-        return f"{library(self._module)} on {self._device}"
+        """Version, device and threads."""
+        return f"{library(self._library)} on {self.device.name}, the rest on {self.workers} x 1 threads"
 
     def prepare(
         self,
@@ -270,21 +287,8 @@ class TensorRT:
         precision: Precision,
         shapes: Shapes,
         addresses: Mapping[str, int],
-        stream: int,
-    ) -> Callable[[], None]:
-        """An engine on buffers of the device.
-
-        Args:
-            content: of the network's ONNX file.
-            network: its signature.
-            precision: of its products, as the file says.
-            shapes: of every input and output.
-            addresses: of every input and output on the device, multiples of `ALIGNMENT`; they must stay.
-            stream: a ``cudaStream_t``, not the default one.
-
-        Returns:
-            What queues one evaluation on the stream and waits for nothing. A CUDA graph can capture it once it has run
-            outside of one: the first run may load kernels.
+    ) -> Work:
+        """An engine between fixed places, whose addresses must be multiples of `ALIGNMENT`.
 
         Raises:
             InputError: the network is refused, or shapes or addresses do not fit.
@@ -292,7 +296,8 @@ class TensorRT:
             DeviceError: the device fails, or is none that the library supports.
         """
         check_addresses(network, addresses)
-        engine = self._engine(content, network, precision, shapes)
+        self.device.enter()
+        engine, stream = self._engine(content, network, precision, shapes), self.device.stream
         context = engine.create_execution_context()
         if context is None:
             raise self._failure(network)
@@ -301,7 +306,7 @@ class TensorRT:
                 raise self._failure(network)
         capturable = getattr(context, "is_stream_capturable", None)  # of TensorRT-RTX
         if capturable is not None and not capturable(stream):
-            raise DeviceError(f"{network.file}: {library(self._module)} cannot run it within a CUDA graph")
+            _log.warning("%s: %s cannot run it within a CUDA graph", network.file, library(self._library))
 
         def enqueue() -> None:
             if not context.execute_async_v3(stream):
@@ -311,7 +316,7 @@ class TensorRT:
 
     def _engine(self, content: bytes, network: Network, precision: Precision, shapes: Shapes) -> Any:
         """The engine, from the cache or built."""
-        about = {"library": library(self._module), "device": str(self._device), "build": BUILD}
+        about = {"library": library(self._library), "device": str(self._gpu), "build": BUILD}
         lengths = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(shapes.items()))
         tf32 = str(precision == "tf32")
         key = {**about, "network": hashlib.sha256(content).hexdigest(), "shapes": lengths, "tf32": tf32}
@@ -322,13 +327,13 @@ class TensorRT:
                 _log.info("%s: building an engine for %s", network.file, lengths)
                 timings = {**about, "timings": "of kernels"}
                 built = build(
-                    self._module,
+                    self._library,
                     content,
                     network,
                     shapes,
                     precision=precision,
                     timings=self._cache.read(timings) or b"",
-                    n_threads=self._n_threads,
+                    n_threads=self.workers,
                 )
                 self._cache.write(key, built.engine)
                 if built.timings:
@@ -339,10 +344,10 @@ class TensorRT:
         return engine
 
     def _failure(self, network: Network) -> DruseError:
-        said = messages(self._module).take_error()
+        said = messages(self._library).take_error()
         if _is_want_of_memory(said):
             return OutOfMemoryError(f"{network.file}: the device has not enough memory: {said}")
-        return DeviceError(f"{network.file}: {self.describe()}: {said}")
+        return DeviceError(f"{network.file}: {library(self._library)} on {self._gpu}: {said}")
 
 
 class TensorRTRTX(TensorRT):
