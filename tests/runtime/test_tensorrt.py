@@ -1,6 +1,6 @@
-"""TensorRT takes every network that would run there: parsed and built by TensorRT-RTX, which needs no device for that.
+"""Every network that would run on TensorRT is parsed and built by TensorRT-RTX, which needs no device for that.
 
-What is called of the two libraries is the same, by the same code; see `druse.backends._tensorrt`.
+What is called of the two libraries to build is the same but for timings of kernels; see `druse.backends._tensorrt`.
 """
 
 import logging

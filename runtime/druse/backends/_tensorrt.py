@@ -1,8 +1,8 @@
 """TensorRT 10 and 11, and TensorRT-RTX, by their Python interface: a static engine for each set of shapes.
 
-All three are one module object here, and what is used of it is common to them. So tests that parse and build with
-TensorRT-RTX, which needs no device for that, run the code that TensorRT runs. Networks are strongly typed: precision is
-what the graph says.
+All three are one module object here, and what is used of it is common to them but for timings of kernels, a flag and a
+question about capture. So tests that parse and build with TensorRT-RTX, which needs no device for that, run the code
+that TensorRT runs. Networks are strongly typed: precision is what the graph says.
 """
 
 import hashlib
