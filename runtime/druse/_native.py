@@ -15,7 +15,7 @@ import numpy as np
 
 from druse.errors import DeviceError, DruseError, InputError, NativeLibraryError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OK, ERROR_ARGUMENT, ERROR_MEMORY, ERROR_UNSUPPORTED, ERROR_CUDA = range(5)
 ISAS = {"best": 0, "baseline": 1, "avx2": 2, "avx512": 3}
@@ -59,6 +59,8 @@ class Edges(Structure):
         ("edge_offsets", c_void_p),
         ("edge_counts", c_void_p),
         ("status", c_void_p),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_int64),
     )
 
 
@@ -159,6 +161,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_has_cuda": (_I, ()),
     "druse_cuda_devices": (_I, ()),
     "druse_radius_graph": (_I, (_EXEC, _N, _P, _P, _P, POINTER(GraphOptions), POINTER(Edges))),
+    "druse_graph_workspace": (_N, (_EXEC, _N, _N)),
     "druse_incidence": (_I, (_EXEC, _N, _P, _P, _P, _P, _N, _N, _I, _P, _P, _P, _P)),
     "druse_philox": (None, (_P, _P, _P)),
     "druse_normal": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),
