@@ -56,7 +56,8 @@ struct Memory {
 template <class Team>
 void run(const Team &team, Memory *memory, const Batch &batch, const druse_graph_options &o, int64_t b, uint64_t *ledger,
          const druse_edges &out) {
-    const int64_t first = batch.offsets[static_cast<size_t>(b)], n = batch.offsets[static_cast<size_t>(b) + 1] - first;
+    const int64_t first = batch.offsets[static_cast<size_t>(b)];
+    const int32_t n = static_cast<int32_t>(batch.offsets[static_cast<size_t>(b) + 1] - first);
     const GraphMemory view = memory->view();
     if (team.thread() == 0) prepare_crystal(o, n, batch.cells.data() + 9 * b, &memory->prepared);
     team.sync();

@@ -17,7 +17,9 @@
 
 #if defined(__CUDACC__)
 #define DRUSE_TEAM __device__ __forceinline__
+#define DRUSE_ROLLED _Pragma("unroll 1")  // registers are scarcer than instructions
 #else
+#define DRUSE_ROLLED
 #define DRUSE_TEAM inline
 #endif
 
@@ -148,12 +150,11 @@ DRUSE_HD void prepare_crystal(const druse_graph_options &o, int64_t n, const dou
 struct GraphAtom {
     double coordinate[3], translation[3];  // exact mode
     double farthest;                       // exact mode: distances up to this are in
-    int64_t last_tie;                      // pairs at the border are in up to this key
-    int64_t first_half, first_extra;       // counts, then places: half edges, and mirrors that only the other end chose
     float position[3];                     // upstream mode
     float bound;                           // squared float32 distances up to this are in
+    int32_t last_tie;                      // pairs at the border are in up to this key
     int32_t members;                       // keys in its slot; kRescan where they do not fit, kUndecided before
-    int32_t reserved;
+    uint32_t first_half, first_extra;      // counts, then places: half edges, and mirrors that only the other end chose
 };
 
 constexpr int32_t kRescan = -1, kUndecided = -2;
@@ -211,20 +212,20 @@ struct CrystalGraphTeam {
     const Team &team;
     const GraphMemory &m;
     const druse_graph_options &o;
-    const int64_t n;
+    const int32_t n;
     GraphAtom *const atoms;
     const PreparedCrystal &p;
-    ImageBox box;     // of the cutoff: keys are atom * box.size + place
-    bool small_keys;  // they fit int32
-    bool listed;      // the list of images is whole
+    ImageBox box;  // of the cutoff: a pair's key is source * box.size + place
+    bool listed;   // the list of images is whole
 
-    DRUSE_TEAM CrystalGraphTeam(const Team &team_, const GraphMemory &memory, const druse_graph_options &options, int64_t n_)
+    DRUSE_TEAM CrystalGraphTeam(const Team &team_, const GraphMemory &memory, const druse_graph_options &options, int32_t n_)
         : team(team_), m(memory), o(options), n(n_), atoms(n_ <= memory.atom_capacity ? memory.atoms : memory.far_atoms),
-          p(*memory.prepared), box(), small_keys(false), listed(false) {}
+          p(*memory.prepared), box(), listed(false) {}
 
-    DRUSE_TEAM void begin() {
+    // False where keys would leave int32: a search of that many pairs would not end.
+    DRUSE_TEAM bool begin() {
         box = p.level[p.n_levels - 1].box;
-        small_keys = n * box.size <= INT32_MAX;
+        return static_cast<int64_t>(n) * box.size <= INT32_MAX;
     }
 
     // ---- pairs ------------------------------------------------------------------------------------------------------
@@ -234,15 +235,10 @@ struct CrystalGraphTeam {
         Real distance;
     };
 
-    DRUSE_TEAM void split(int64_t key, int64_t *j, int32_t *place) const {
-        if (small_keys) {
-            const uint32_t k = static_cast<uint32_t>(key), size = static_cast<uint32_t>(box.size), atom = k / size;
-            *j = atom;
-            *place = static_cast<int32_t>(k - atom * size);
-        } else {
-            *j = key / box.size;
-            *place = static_cast<int32_t>(key - *j * box.size);
-        }
+    DRUSE_TEAM void split(int32_t key, int32_t *j, int32_t *place) const {
+        const uint32_t k = static_cast<uint32_t>(key), size = static_cast<uint32_t>(box.size), atom = k / size;
+        *j = static_cast<int32_t>(atom);
+        *place = static_cast<int32_t>(k - atom * size);
     }
 
     DRUSE_TEAM void shift_of(const int32_t *number, Real *shift) const {
@@ -256,7 +252,7 @@ struct CrystalGraphTeam {
     }
 
     // exact mode: the whole cells between two atoms that make their difference the shortest
-    DRUSE_TEAM void minimum_image(int64_t i, int64_t j, Real *vector, Real *whole) const {
+    DRUSE_TEAM void minimum_image(int32_t i, int32_t j, Real *vector, Real *whole) const {
         Real f[3];
         for (int k = 0; k < 3; ++k) {
             const Real difference = atoms[j].coordinate[k] - atoms[i].coordinate[k];
@@ -267,7 +263,7 @@ struct CrystalGraphTeam {
             vector[k] = combine(f[0], f[1], f[2], p.reduced.rows[k], p.reduced.rows[3 + k], p.reduced.rows[6 + k]);
     }
 
-    DRUSE_TEAM GraphSource source_of(int64_t i, int64_t j) const {
+    DRUSE_TEAM GraphSource source_of(int32_t i, int32_t j) const {
         GraphSource s;
         if constexpr (kExact) {
             Real vector[3], whole[3];
@@ -286,7 +282,7 @@ struct CrystalGraphTeam {
         return sum_of_squares(dx, dy, dz);
     }
 
-    DRUSE_TEAM void centre_of(int64_t i, float *centre) const {
+    DRUSE_TEAM void centre_of(int32_t i, float *centre) const {
         for (int k = 0; k < 3; ++k) {
             if constexpr (kExact)
                 centre[k] = 0.0f;
@@ -295,14 +291,14 @@ struct CrystalGraphTeam {
         }
     }
 
-    DRUSE_TEAM float squared_distance(int64_t i, int64_t j, const Real *shift) const {
+    DRUSE_TEAM float squared_distance(int32_t i, int32_t j, const Real *shift) const {
         float centre[3];
         centre_of(i, centre);
         return squared(centre, source_of(i, j), static_cast<float>(shift[0]), static_cast<float>(shift[1]),
                        static_cast<float>(shift[2]));
     }
 
-    DRUSE_TEAM Pair pair_of(int64_t i, int64_t j, int32_t place) const {
+    DRUSE_TEAM Pair pair_of(int32_t i, int32_t j, int32_t place) const {
         int32_t number[3];
         Real shift[3];
         Pair pair;
@@ -321,7 +317,7 @@ struct CrystalGraphTeam {
     }
 
     // In the cell and for the coordinates that were given.
-    DRUSE_TEAM void given_image(int64_t i, int64_t j, int32_t place, int32_t *image) const {
+    DRUSE_TEAM void given_image(int32_t i, int32_t j, int32_t place, int32_t *image) const {
         int32_t number[3];
         image_at(box, place, number);
         if constexpr (kExact) {
@@ -342,13 +338,13 @@ struct CrystalGraphTeam {
     struct Candidate {
         bool valid;
         float d2;
-        int64_t key;
+        int32_t key;
     };
 
     // Any pair at all, by its key: is it within the cutoff?
-    DRUSE_TEAM Candidate candidate_of(int64_t i, int64_t key) const {
+    DRUSE_TEAM Candidate candidate_of(int32_t i, int32_t key) const {
         const GraphLevel &cutoff = p.level[p.n_levels - 1];
-        int64_t j;
+        int32_t j;
         int32_t place, number[3];
         Real shift[3];
         split(key, &j, &place);
@@ -363,7 +359,7 @@ struct CrystalGraphTeam {
     }
 
     // Whether a pair within the cutoff is in a target's list; `distance` decides in exact mode only.
-    DRUSE_TEAM bool chosen_by(const GraphAtom &target, float d2, Real distance, int64_t key) const {
+    DRUSE_TEAM bool chosen_by(const GraphAtom &target, float d2, Real distance, int32_t key) const {
         if (!(d2 <= target.bound)) return false;
         if constexpr (kExact)
             return distance < target.farthest || (distance == target.farthest && key <= target.last_tie);
@@ -372,9 +368,9 @@ struct CrystalGraphTeam {
     }
 
     // Whether the source of a pair that its target has chosen has chosen the target, too.
-    DRUSE_TEAM bool chosen_back(int64_t i, int64_t j, int32_t place) const {
+    DRUSE_TEAM bool chosen_back(int32_t i, int32_t j, int32_t place) const {
         const int32_t mirrored = box.size - 1 - place;
-        const int64_t key = i * box.size + mirrored;
+        const int32_t key = i * box.size + mirrored;
         int32_t number[3];
         Real shift[3];
         image_at(box, mirrored, number);
@@ -389,24 +385,26 @@ struct CrystalGraphTeam {
     // ---- searches: visit(valid, d2, key) is called by all lanes at once ---------------------------------------------------
 
     template <class Visit>
-    DRUSE_TEAM void search_list(int64_t i, Visit visit) const {
+    DRUSE_TEAM void search_list(int32_t i, Visit visit) const {
         const int lanes = team.lanes();
         const int32_t n_images = m.totals->n_images;
         GraphSource *sources = m.sources + team.warp() * m.source_capacity;
         float centre[3];
         centre_of(i, centre);
         const int32_t step_j = lanes / n_images, step_m = lanes % n_images;
-        for (int64_t first = 0; first < n; first += m.source_capacity) {
+        DRUSE_ROLLED
+        for (int32_t first = 0; first < n; first += m.source_capacity) {
             const int32_t count = static_cast<int32_t>(n - first < m.source_capacity ? n - first : m.source_capacity);
             team.sync_warp();
             for (int32_t j = team.lane(); j < count; j += lanes) sources[j] = source_of(i, first + j);
             team.sync_warp();
             const int32_t total = count * n_images;
             int32_t j = team.lane() / n_images, k = team.lane() % n_images;
+            DRUSE_ROLLED
             for (int32_t start = 0; start < total; start += lanes) {
                 const bool valid = start + team.lane() < total;
                 float d2 = 0.0f;
-                int64_t key = 0;
+                int32_t key = 0;
                 if (valid) {
                     const GraphImage image = m.images[k];
                     d2 = squared(centre, sources[j], image.x, image.y, image.z);
@@ -421,9 +419,10 @@ struct CrystalGraphTeam {
     }
 
     template <class Visit>
-    DRUSE_TEAM void search_box(int64_t i, Visit visit) const {
-        const int64_t total = n * box.size;
-        for (int64_t start = 0; start < total; start += team.lanes()) {
+    DRUSE_TEAM void search_box(int32_t i, Visit visit) const {
+        const int32_t total = n * box.size;
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < total; start += team.lanes()) {
             Candidate c = {false, 0.0f, 0};
             if (start + team.lane() < total) c = candidate_of(i, start + team.lane());
             visit(c.valid, c.d2, c.key);
@@ -432,7 +431,7 @@ struct CrystalGraphTeam {
 
     // The candidates of a warp's target: in its list, or to be searched again.
     struct Candidates {
-        int64_t i;
+        int32_t i;
         uint32_t count;
         float *d2;
         int32_t *keys;
@@ -442,9 +441,10 @@ struct CrystalGraphTeam {
 
     template <class Visit>
     DRUSE_TEAM void each(const Candidates &c, Visit visit) const {
-        const int64_t total = c.stored ? c.count : n * box.size;
-        for (int64_t start = 0; start < total; start += team.lanes()) {
-            const int64_t e = start + team.lane();
+        const int32_t total = c.stored ? c.count : n * box.size;
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < total; start += team.lanes()) {
+            const int32_t e = start + team.lane();
             Candidate one = {false, 0.0f, 0};
             if (e < total) {
                 if (c.stored)
@@ -459,12 +459,13 @@ struct CrystalGraphTeam {
     // exact mode: those that float32 cannot rule out, and their distances
     template <class Visit>
     DRUSE_TEAM void each_doubtful(const Candidates &c, float bound, Visit visit) const {
-        const int64_t total = c.stored ? c.count : n * box.size;
-        for (int64_t start = 0; start < total; start += team.lanes()) {
-            const int64_t e = start + team.lane();
+        const int32_t total = c.stored ? c.count : n * box.size;
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < total; start += team.lanes()) {
+            const int32_t e = start + team.lane();
             bool valid = false;
             double distance = 0.0;
-            int64_t key = 0;
+            int32_t key = 0;
             if (e < total && c.stored) {
                 valid = true, distance = c.distances[e], key = c.keys[e];
             } else if (e < total) {
@@ -476,8 +477,8 @@ struct CrystalGraphTeam {
         }
     }
 
-    DRUSE_TEAM double distance_of(int64_t i, int64_t key) const {
-        int64_t j;
+    DRUSE_TEAM double distance_of(int32_t i, int32_t key) const {
+        int32_t j;
         int32_t place;
         split(key, &j, &place);
         return static_cast<double>(pair_of(i, j, place).distance);
@@ -512,6 +513,7 @@ struct CrystalGraphTeam {
         uint32_t low = bits_of_float(kCoincident2), high = bits_of_float(largest);  // count(low) < k <= count(high)
         uint32_t below = 0, up_to = c.count, next = 0;
         bool known = false;  // next is the smallest above low
+        DRUSE_ROLLED
         for (int round = 0; up_to - below > 4 && high - low > 1; ++round) {
             uint32_t middle = low + (high - low) / 2;
             if (round % 2 == 0) {  // as if squared distances were spread evenly over the bracket
@@ -529,6 +531,7 @@ struct CrystalGraphTeam {
         }
         if (high - low <= 1) return float_of_bits(high);
         if (!known) next = tally(c, float_of_bits(low)).next;
+        DRUSE_ROLLED
         for (;;) {
             const float value = float_of_bits(next);
             const Tally t = tally(c, value);
@@ -540,7 +543,7 @@ struct CrystalGraphTeam {
     DRUSE_TEAM ExactTally tally_exactly(const Candidates &c, float bound, double limit) const {
         uint32_t up_to = 0;
         uint64_t next = bits_of_double(__builtin_inf());
-        each_doubtful(c, bound, [&](bool valid, double distance, int64_t) {
+        each_doubtful(c, bound, [&](bool valid, double distance, int32_t) {
             if (!valid) return;
             if (distance <= limit)
                 ++up_to;
@@ -553,10 +556,10 @@ struct CrystalGraphTeam {
     // The key of the wanted-th, counted from 1, of those that a warp's lanes mark in order of keys.
     struct Ties {
         uint32_t wanted, seen;
-        int64_t key;
+        int32_t key;
     };
 
-    DRUSE_TEAM void mark(Ties *ties, bool equal, int64_t key) const {
+    DRUSE_TEAM void mark(Ties *ties, bool equal, int32_t key) const {
         const uint32_t found = team.ballot(equal);
         const uint32_t count = static_cast<uint32_t>(bits_in(found));
         if (ties->seen < ties->wanted && ties->wanted <= ties->seen + count) {
@@ -572,11 +575,11 @@ struct CrystalGraphTeam {
 
     // ---- a target's choice ------------------------------------------------------------------------------------------------
 
-    DRUSE_TEAM int32_t *slot_of(int64_t i) const {
+    DRUSE_TEAM int32_t *slot_of(int32_t i) const {
         return i < m.slot_atoms ? m.slots + i * m.slot_capacity : m.far_slots + i * m.slot_capacity;
     }
 
-    DRUSE_TEAM void choose(int64_t i, int level) const {
+    DRUSE_TEAM void choose(int32_t i, int level) const {
         const float r2 = p.level[level].r2;
         const bool last = level + 1 == p.n_levels;
         const uint32_t k_wanted = static_cast<uint32_t>(o.max_neighbors);
@@ -589,13 +592,13 @@ struct CrystalGraphTeam {
         c.distances = m.distances + team.warp() * m.distance_capacity;
         uint32_t coincident = 0;
         team.sync_warp();
-        const auto enter = [&](bool valid, float d2, int64_t key) {
+        const auto enter = [&](bool valid, float d2, int32_t key) {
             const bool within = valid && d2 <= r2, distinct = d2 > kCoincident2;
             if (within && !distinct) ++coincident;
             const uint32_t found = team.ballot(within && distinct);
             const uint32_t at = c.count + static_cast<uint32_t>(rank_in(found));
-            if (within && distinct && at < static_cast<uint32_t>(m.candidate_capacity) && small_keys)
-                c.d2[at] = d2, c.keys[at] = static_cast<int32_t>(key);
+            if (within && distinct && at < static_cast<uint32_t>(m.candidate_capacity))
+                c.d2[at] = d2, c.keys[at] = key;
             c.count += static_cast<uint32_t>(bits_in(found));
         };
         if (listed)
@@ -603,13 +606,13 @@ struct CrystalGraphTeam {
         else
             search_box_all(i, enter);
         const uint32_t found = c.count;
-        c.stored = small_keys && found <= static_cast<uint32_t>(m.candidate_capacity);
+        c.stored = found <= static_cast<uint32_t>(m.candidate_capacity);
         if (!last && !(found > k_wanted && c.stored)) return;  // the next level decides
         team.sync_warp();
 
         float bound = __builtin_inff();
         double farthest = o.cutoff + kCutoffTolerance;
-        int64_t last_tie = INT64_MAX;
+        int32_t last_tie = INT32_MAX;
         uint32_t members = 0;
         if constexpr (kExact) {
             const double tolerance = o.shell_tolerance > 0.0 ? o.shell_tolerance : 0.0;
@@ -630,7 +633,7 @@ struct CrystalGraphTeam {
             // ... float64 decides
             if (chosen > k_wanted) {
                 uint32_t doubtful = 0;
-                each_doubtful(c, bound, [&](bool valid, double distance, int64_t) {
+                each_doubtful(c, bound, [&](bool valid, double distance, int32_t) {
                     if (valid && distance > doubt.sure && distance <= doubt.excluded) ++doubtful;
                 });
                 double kth = kth32;
@@ -638,6 +641,7 @@ struct CrystalGraphTeam {
                     ExactTally t = tally_exactly(c, bound, kth32 - 2.0 * static_cast<double>(p.error));
                     if (t.up_to >= k_wanted) t = tally_exactly(c, bound, -1.0);
                     uint32_t below = t.up_to;
+                    DRUSE_ROLLED
                     for (;;) {
                         kth = double_of_bits(t.next);
                         t = tally_exactly(c, bound, kth);
@@ -645,8 +649,8 @@ struct CrystalGraphTeam {
                         below = t.up_to;
                     }
                     if (o.shell_tolerance < 0.0 && kth <= farthest) {
-                        Ties ties = {k_wanted - below, 0, INT64_MAX};
-                        each_doubtful(c, bound, [&](bool valid, double distance, int64_t key) {
+                        Ties ties = {k_wanted - below, 0, INT32_MAX};
+                        each_doubtful(c, bound, [&](bool valid, double distance, int32_t key) {
                             mark(&ties, valid && distance == kth, key);
                         });
                         last_tie = ties.key;
@@ -657,7 +661,7 @@ struct CrystalGraphTeam {
         } else if (found > k_wanted) {
             bound = kth_smallest(c, k_wanted, r2);
             const uint32_t below = tally(c, float_of_bits(bits_of_float(bound) - 1)).up_to;
-            Ties ties = {k_wanted - below, 0, INT64_MAX};
+            Ties ties = {k_wanted - below, 0, INT32_MAX};
             each(c, [&](const Candidate &one) { mark(&ties, one.valid && one.d2 == bound, one.key); });
             last_tie = ties.key;
         }
@@ -665,14 +669,14 @@ struct CrystalGraphTeam {
         GraphAtom choice;
         choice.bound = bound, choice.farthest = farthest, choice.last_tie = last_tie;
         int32_t *slot = slot_of(i);
-        const auto admit = [&](bool in, int64_t key) {
+        const auto admit = [&](bool in, int32_t key) {
             const uint32_t admitted = team.ballot(in);
             const uint32_t at = members + static_cast<uint32_t>(rank_in(admitted));
-            if (in && c.stored && at < static_cast<uint32_t>(m.slot_capacity)) slot[at] = static_cast<int32_t>(key);
+            if (in && c.stored && at < static_cast<uint32_t>(m.slot_capacity)) slot[at] = key;
             members += static_cast<uint32_t>(bits_in(admitted));
         };
         if constexpr (kExact)
-            each_doubtful(c, bound, [&](bool valid, double distance, int64_t key) {
+            each_doubtful(c, bound, [&](bool valid, double distance, int32_t key) {
                 admit(valid && chosen_by(choice, 0.0f, distance, key), key);
             });
         else
@@ -693,10 +697,11 @@ struct CrystalGraphTeam {
 
     // Pairs that coincide are counted too, so all that the cutoff's images reach are visited.
     template <class Visit>
-    DRUSE_TEAM void search_box_all(int64_t i, Visit visit) const {
+    DRUSE_TEAM void search_box_all(int32_t i, Visit visit) const {
         const GraphLevel &cutoff = p.level[p.n_levels - 1];
-        const int64_t total = n * box.size;
-        for (int64_t start = 0; start < total; start += team.lanes()) {
+        const int32_t total = n * box.size;
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < total; start += team.lanes()) {
             bool valid = start + team.lane() < total;
             Candidate c = {false, 0.0f, 0};
             if (valid) {
@@ -708,8 +713,8 @@ struct CrystalGraphTeam {
         }
     }
 
-    DRUSE_TEAM bool image_counts(int64_t key) const {
-        int64_t j;
+    DRUSE_TEAM bool image_counts(int32_t key) const {
+        int32_t j;
         int32_t place, number[3];
         Real shift[3];
         split(key, &j, &place);
@@ -722,6 +727,7 @@ struct CrystalGraphTeam {
     DRUSE_TEAM uint32_t keep_up_to(Candidates *c, float bound) const {
         const uint32_t lanes = static_cast<uint32_t>(team.lanes());
         uint32_t kept = 0;
+        DRUSE_ROLLED
         for (uint32_t start = 0; start < c->count; start += lanes) {
             const uint32_t e = start + static_cast<uint32_t>(team.lane());
             const bool in = e < c->count && c->d2[e] <= bound;
@@ -737,6 +743,7 @@ struct CrystalGraphTeam {
             return kept;
         }
         c->count = kept;
+        DRUSE_ROLLED
         for (uint32_t e = static_cast<uint32_t>(team.lane()); e < kept; e += lanes) c->distances[e] = distance_of(c->i, c->keys[e]);
         team.sync_warp();
         return kept;
@@ -750,7 +757,8 @@ struct CrystalGraphTeam {
 
     DRUSE_TEAM void load_atoms(const double *frac) const {
         uint32_t trouble = 0;
-        for (int64_t i = team.thread(); i < n; i += team.threads()) {
+        DRUSE_ROLLED
+        for (int32_t i = team.thread(); i < n; i += team.threads()) {
             double given[3], coordinate[3] = {}, translation[3] = {};
             for (int k = 0; k < 3; ++k) given[k] = frac[3 * i + k];
             if (!all_within(given, 3, kLargestFraction)) {
@@ -775,6 +783,7 @@ struct CrystalGraphTeam {
     DRUSE_TEAM void list_images(int level) const {
         const GraphLevel &l = p.level[level];
         int32_t count = 0;
+        DRUSE_ROLLED
         for (int32_t start = 0; start < l.box.size; start += team.lanes()) {
             const int32_t e = start + team.lane();
             int32_t number[3];
@@ -805,6 +814,7 @@ struct CrystalGraphTeam {
     DRUSE_TEAM bool too_many_images() const {
         if (box.size <= kMaxImages && image_bits(n, box.size) >= 0) return false;
         uint32_t count = 0;
+        DRUSE_ROLLED
         for (int32_t start = 0; start < box.size; start += team.lanes())
             if (start + team.lane() < box.size && image_counts(start + team.lane())) ++count;
         count = team.sum(count);
@@ -814,20 +824,21 @@ struct CrystalGraphTeam {
     // ---- edges ------------------------------------------------------------------------------------------------------------
 
     // Half edges and extra ones of target i: counted, or written from the places that the counts gave.
-    DRUSE_TEAM void edges_of(int64_t i, const druse_edges *out, int64_t first_atom) const {
+    DRUSE_TEAM void edges_of(int32_t i, const druse_edges *out, int64_t first_atom) const {
         GraphAtom &target = atoms[i];
         const bool whole = o.symmetrise == DRUSE_SYMMETRISE_NONE, unite = o.symmetrise == DRUSE_SYMMETRISE_UNION;
         if (out == nullptr && whole) return;  // counted by choose
-        int64_t half = 0, extra = 0;
+        int32_t half = 0, extra = 0;  // they fit int32: so do the pairs of a crystal, and places that are written
         if (out != nullptr) {
-            half = m.totals->at + target.first_half;
-            extra = m.totals->at + target.first_extra;
+            const int32_t at = static_cast<int32_t>(m.totals->at);
+            half = at + static_cast<int32_t>(target.first_half);
+            extra = at + static_cast<int32_t>(target.first_extra);
         }
         int32_t *slot = slot_of(i);
         const int32_t members = target.members;
         int32_t kept = 0;
         // is_half and is_extra, by all lanes at once
-        const auto take = [&](bool is_half, bool is_extra, int64_t j, int32_t place, int64_t key) {
+        const auto take = [&](bool is_half, bool is_extra, int32_t j, int32_t place, int32_t key) {
             const uint32_t halves = team.ballot(is_half), extras = unite ? team.ballot(is_extra) : 0u;
             if (out != nullptr) {
                 if (is_half) write_edge(*out, half + rank_in(halves), first_atom, i, j, place, false);
@@ -835,13 +846,13 @@ struct CrystalGraphTeam {
             } else if (members >= 0) {  // the slot keeps only what is an edge; a negative key is an extra one
                 team.sync_warp();
                 if (is_half || is_extra)
-                    slot[kept + rank_in(halves | extras)] = static_cast<int32_t>(is_half ? key : ~key);
+                    slot[kept + rank_in(halves | extras)] = is_half ? key : ~key;
                 kept += bits_in(halves | extras);
             }
             half += bits_in(halves);
             extra += bits_in(extras);
         };
-        const auto judge = [&](int64_t j, int32_t place, bool *is_half, bool *is_extra) {
+        const auto judge = [&](int32_t j, int32_t place, bool *is_half, bool *is_extra) {
             *is_half = whole;
             if (!whole) {
                 int32_t image[3] = {};
@@ -852,10 +863,11 @@ struct CrystalGraphTeam {
         };
         team.sync_warp();
         if (members >= 0) {
+            DRUSE_ROLLED
             for (int32_t start = 0; start < members; start += team.lanes()) {
                 const int32_t e = start + team.lane();
                 bool is_half = false, is_extra = false;
-                int64_t j = 0, key = 0;
+                int32_t j = 0, key = 0;
                 int32_t place = 0;
                 if (e < members) {
                     key = slot[e];
@@ -869,9 +881,9 @@ struct CrystalGraphTeam {
                 take(is_half, is_extra, j, place, key);
             }
         } else {
-            const auto look = [&](bool valid, float d2, int64_t key) {
+            const auto look = [&](bool valid, float d2, int32_t key) {
                 bool is_half = false, is_extra = false;
-                int64_t j = 0;
+                int32_t j = 0;
                 int32_t place = 0;
                 if (valid && d2 > kCoincident2 && d2 <= p.level[p.n_levels - 1].r2) {
                     split(key, &j, &place);
@@ -888,14 +900,14 @@ struct CrystalGraphTeam {
         if (out == nullptr) {
             team.sync_warp();
             if (team.lane() == 0) {
-                target.first_half = half;
-                target.first_extra = extra;
+                target.first_half = static_cast<uint32_t>(half);
+                target.first_extra = static_cast<uint32_t>(extra);
                 if (members >= 0) target.members = kept;
             }
         }
     }
 
-    DRUSE_TEAM void write_edge(const druse_edges &out, int64_t at, int64_t first_atom, int64_t i, int64_t j, int32_t place,
+    DRUSE_TEAM void write_edge(const druse_edges &out, int64_t at, int64_t first_atom, int32_t i, int32_t j, int32_t place,
                                bool mirrored) const {
         const Pair pair = pair_of(i, j, place);
         int32_t image[3];
@@ -913,17 +925,19 @@ struct CrystalGraphTeam {
     // Counts become places; the first warp's work. Returns the crystal's number of edges.
     DRUSE_TEAM int64_t place_edges() const {
         int64_t half = 0, extra = 0;
-        for (int pass = 0; pass < 2; ++pass) {  // extra edges come after all half edges
-            int64_t &sum = pass == 0 ? half : extra;
-            for (int64_t start = 0; start < n; start += team.lanes()) {
-                const int64_t i = start + team.lane();
-                int64_t count = 0;
-                if (i < n) count = pass == 0 ? atoms[i].first_half : atoms[i].first_extra;
-                const int64_t before = team.sum_before(count);
-                if (i < n && pass == 0) atoms[i].first_half = sum + before;
-                if (i < n && pass == 1) atoms[i].first_extra = half + sum + before;
-                sum += team.sum_wide(count);
-            }
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < n; start += team.lanes()) {
+            const int32_t i = start + team.lane();
+            const int64_t count = i < n ? atoms[i].first_half : 0, place = half + team.sum_before(count);
+            if (i < n) atoms[i].first_half = static_cast<uint32_t>(place);  // read only where all fit into int32
+            half += team.sum_wide(count);
+        }
+        DRUSE_ROLLED
+        for (int32_t start = 0; start < n; start += team.lanes()) {  // extra edges come after all half edges
+            const int32_t i = start + team.lane();
+            const int64_t count = i < n ? atoms[i].first_extra : 0, place = half + extra + team.sum_before(count);
+            if (i < n) atoms[i].first_extra = static_cast<uint32_t>(place);
+            extra += team.sum_wide(count);
         }
         return half + extra;
     }
@@ -962,6 +976,7 @@ DRUSE_TEAM int64_t claim(const Team &team, uint64_t *ledger, int64_t b, int64_t 
         if (lane == 0) post(ledger + b, kLedgerCount | static_cast<uint64_t>(count));
         const uint32_t none = 0xffffffffu;
         uint32_t nearest = none;
+        DRUSE_ROLLED
         for (int64_t end = b - 1; nearest == none;) {
             uint64_t words[kEach];
             for (int w = 0; w < kEach; ++w) {
@@ -1003,7 +1018,7 @@ DRUSE_TEAM int64_t claim(const Team &team, uint64_t *ledger, int64_t b, int64_t 
 // Crystal b of n atoms from first_atom on; `has_far` says whether the memory for large crystals holds it.
 template <class Team, bool kExact>
 DRUSE_TEAM void graph_of_crystal(const Team &team, const GraphMemory &m, const druse_graph_options &o, int64_t b,
-                                 int64_t first_atom, int64_t n, bool has_far, const double *frac, uint64_t *ledger,
+                                 int64_t first_atom, int32_t n, bool has_far, const double *frac, uint64_t *ledger,
                                  const druse_edges &out) {
     if (team.thread() == 0) *m.totals = GraphTotals();
     team.sync();
@@ -1021,16 +1036,21 @@ DRUSE_TEAM void graph_of_crystal(const Team &team, const GraphMemory &m, const d
     else if (status == 0)
         status = p.status;
     if (status == 0) {
-        graph.begin();
-        if (graph.too_many_images()) status = DRUSE_STATUS_TOO_MANY_IMAGES;
+        const bool within_keys = graph.begin();
+        if (graph.too_many_images())
+            status = DRUSE_STATUS_TOO_MANY_IMAGES;
+        else if (!within_keys)
+            status = DRUSE_STATUS_OUT_OF_MEMORY;
     }
     const bool good = status == 0;
+    DRUSE_ROLLED
     for (int level = 0; good && level < p.n_levels; ++level) {
         const bool last = level + 1 == p.n_levels;
         if (team.warp() == 0) graph.list_images(level);
         team.sync();
         graph.listed = m.totals->n_images > 0;
-        for (int64_t i = team.warp(); i < n; i += team.warps()) {
+        DRUSE_ROLLED
+        for (int32_t i = team.warp(); i < n; i += team.warps()) {
             if (graph.atoms[i].members != kUndecided) continue;
             if (graph.listed || last) graph.choose(i, level);
             if (team.lane() == 0 && graph.atoms[i].members == kUndecided) team.join(&m.totals->undecided, 1u);
@@ -1039,7 +1059,8 @@ DRUSE_TEAM void graph_of_crystal(const Team &team, const GraphMemory &m, const d
         if (last || m.totals->undecided == 0) break;
     }
     if (good) {
-        for (int64_t i = team.warp(); i < n; i += team.warps()) graph.edges_of(i, nullptr, first_atom);
+        DRUSE_ROLLED
+        for (int32_t i = team.warp(); i < n; i += team.warps()) graph.edges_of(i, nullptr, first_atom);
         team.sync();
     }
     if (team.warp() == 0) {
@@ -1057,7 +1078,8 @@ DRUSE_TEAM void graph_of_crystal(const Team &team, const GraphMemory &m, const d
     }
     team.sync();
     if (good && m.totals->fits != 0)
-        for (int64_t i = team.warp(); i < n; i += team.warps()) graph.edges_of(i, &out, first_atom);
+        DRUSE_ROLLED
+        for (int32_t i = team.warp(); i < n; i += team.warps()) graph.edges_of(i, &out, first_atom);
 }
 
 }  // namespace druse
