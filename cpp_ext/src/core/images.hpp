@@ -1,5 +1,6 @@
 // Which periodic images can matter to the radius graph, and what the float32 scan may decide: shared by the loops of the
-// CPU (cpu/graph_kernel.hpp) and of the GPU (core/crystal_graph.hpp). Templates take a number or a vector of them.
+// CPU (cpu/graph_kernel.hpp) and of the GPU (core/crystal_graph.hpp). Templates take a number or a vector of them, by value:
+// a reference would promise more of its alignment than vectors in memory have.
 #pragma once
 
 #include "cell.hpp"
@@ -14,17 +15,17 @@ constexpr double kLargestFraction = 1e8;  // beyond, a float64 fraction no longe
 constexpr double kLargestCell = 1e15;     // Angstrom
 
 template <class Real, class Value>
-DRUSE_HD Value combine(Real a, Real b, Real c, const Value &x, const Value &y, const Value &z) {
+DRUSE_HD Value combine(Real a, Real b, Real c, Value x, Value y, Value z) {
     return (a * x + b * y) + c * z;
 }
 
 template <class Value>
-DRUSE_HD Value sum_of_squares(const Value &x, const Value &y, const Value &z) {
+DRUSE_HD Value sum_of_squares(Value x, Value y, Value z) {
     return (x * x + y * y) + z * z;
 }
 
 template <class Value>
-DRUSE_HD Value nearest_integer(const Value &x) {
+DRUSE_HD Value nearest_integer(Value x) {
     const double round = 6755399441055744.0;  // 1.5 * 2^52: adding and subtracting it rounds to an integer
     return (x + round) - round;
 }
