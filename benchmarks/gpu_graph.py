@@ -1,9 +1,9 @@
-"""CUDA kernels alone: the graph stage of 1,024 crystals of about 10 atoms, of 512 of 64 atoms, and every other operation.
+"""CUDA kernels alone: the graph stage of 1,024 crystals of about 10 atoms, of 512 of 64, and every other operation.
 
-Run ``python benchmarks/gpu_graph.py`` on a machine with a CUDA device and ``cuda-bindings``; ``--json FILE`` writes the numbers,
-too. Each operation is captured several times over in one CUDA graph, which is replayed between two events; inputs are the
-same each time, so what fits into the device's L2 cache comes from there. Bytes are those that the operation must read and
-write, not what the hardware moved.
+Run ``python benchmarks/gpu_graph.py`` on a machine with a CUDA device and ``cuda-bindings``; ``--json FILE`` writes the
+numbers, too. Each operation is captured several times over in one CUDA graph, which is replayed between two events; inputs
+are the same each time, so what fits into the device's L2 cache comes from there. Bytes are those that the operation must
+read and write, not what the hardware moved.
 """
 
 import argparse
@@ -49,7 +49,8 @@ from druse.lattice import cells_from_parameters  # noqa: E402
 N_CRYSTALS, CUTOFF, K, WIDTH = 1024, 9.0, 20, 48
 REPEATS, LAUNCHES = 10, 20
 _NUMBER = r"\s+([-\d.]+)"
-_CELL = [re.compile(rf"_cell_{name}{_NUMBER}") for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")]  # fmt: skip
+_PARAMETERS = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+_CELL = [re.compile(rf"_cell_{name}{_NUMBER}") for name in _PARAMETERS]
 _ATOM = re.compile(r"^\s+[A-Z][a-z]?\s+\w+\s+1" + 3 * _NUMBER, re.MULTILINE)
 
 

@@ -1,7 +1,7 @@
 """Every operation of ``druse.h`` that has a CUDA side, called at a place, and crystals to call it on.
 
-Outputs begin as 0x5A bytes, so that what a call leaves alone is the same at both places. No pytest and no Hypothesis here:
-`sanitize` imports this module, too.
+Outputs begin as 0x5A bytes, so that what a call leaves alone is the same at both places. No pytest and no Hypothesis
+here: `sanitize` imports this module, too.
 """
 
 import dataclasses
@@ -138,9 +138,7 @@ def radius_graph(
     arrays = graph_outputs(crystals.n_crystals, capacity) if out is None else out
     n_atoms = crystals.n_atoms if atoms_allowed is None else atoms_allowed
     n_bytes = _native.library().druse_graph_workspace(place.exec_, crystals.n_crystals, n_atoms)
-    edges = _native.Edges(
-        capacity, *(place.put(array) for array in arrays.values()), place.workspace(n_bytes), n_bytes
-    )
+    edges = _native.Edges(capacity, *(place.put(array) for array in arrays.values()), place.workspace(n_bytes), n_bytes)
     given = (place.put(array) for array in (crystals.offsets, crystals.frac, crystals.cells))
     options = _native.GraphOptions(cutoff, tolerance, k, mode, symmetrise, 0)
     _native.call("druse_radius_graph", place.exec_, crystals.n_crystals, *given, options, edges)

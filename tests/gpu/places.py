@@ -1,7 +1,7 @@
 """Where an operation of ``druse.h`` runs in these tests: on the host, or on a CUDA device through ``cuda-bindings``.
 
-A place takes NumPy arrays and gives pointers; `Device.fetch` brings what a call wrote back into the same arrays. No pytest
-here: `sanitize` imports this module, too.
+A place takes NumPy arrays and gives pointers; `Device.fetch` brings what a call wrote back into the same arrays. No
+pytest here: `sanitize` imports this module, too.
 """
 
 from typing import Any, Protocol

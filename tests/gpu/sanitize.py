@@ -1,6 +1,6 @@
 """Run every CUDA kernel once and compare with the CPU, for ``compute-sanitizer``: no pytest, torch or Hypothesis.
 
-Run ``compute-sanitizer --tool memcheck python tests/gpu/sanitize.py``, and the same with ``racecheck``, ``initcheck`` or
+Run ``compute-sanitizer --tool memcheck python tests/gpu/sanitize.py``, and the same with ``racecheck`` or
 ``synccheck``.
 """
 
@@ -39,8 +39,9 @@ def graphs(crystals: Batch) -> Iterator[tuple[str, list[str]]]:
         options = {"mode": mode, "symmetrise": symmetrise, "k": k, "cutoff": 5.0}
         total = count_edges(crystals, **options)
         for capacity in (total, total // 2):
-            yield f"radius_graph {options} {capacity}", differences(
-                radius_graph, crystals, **options, capacity=capacity
+            yield (
+                f"radius_graph {options} {capacity}",
+                differences(radius_graph, crystals, **options, capacity=capacity),
             )
     options = {"k": 12, "tolerance": -1.0, "cutoff": 8.0, "symmetrise": NONE}
     yield "radius_graph of CGCNN", differences(radius_graph, crystals, **options, capacity=12 * crystals.n_atoms)

@@ -34,9 +34,7 @@ from druse._graph import EDGE_OVERFLOW, OUT_OF_MEMORY
 
 pytestmark = pytest.mark.gpu
 
-every_graph = pytest.mark.parametrize(
-    ("mode", "symmetrise"), itertools.product((EXACT, UPSTREAM), (NONE, HALF, UNION))
-)
+every_graph = pytest.mark.parametrize(("mode", "symmetrise"), itertools.product((EXACT, UPSTREAM), (NONE, HALF, UNION)))
 
 
 def of_structures(found: list[Structure]) -> Batch:
@@ -68,7 +66,9 @@ def test_troubled_crystals(mode: int, symmetrise: int) -> None:
 
 
 @every_graph
-@pytest.mark.parametrize(("n_atoms", "cutoff", "k"), [(64, 5.0, 20), (65, 5.0, EVERY), (300, 6.0, 20), (40, 9.0, EVERY)])
+@pytest.mark.parametrize(
+    ("n_atoms", "cutoff", "k"), [(64, 5.0, 20), (65, 5.0, EVERY), (300, 6.0, 20), (40, 9.0, EVERY)]
+)
 def test_large_crystals(mode: int, symmetrise: int, n_atoms: int, cutoff: float, k: int) -> None:
     crystals = random_batch(13, 6, (n_atoms, n_atoms))
     check(crystals, mode=mode, symmetrise=symmetrise, cutoff=cutoff, k=k)
