@@ -214,16 +214,13 @@ void one_thread_gives_the_same_bytes() {
 
 // Under the thread sanitizer, this finds what no barrier orders.
 void many_threads_give_the_same_bytes() {
-    Batch batch = random_batch(34, 5, 7);
+    Batch batch = random_batch(34, 3, 7);
     batch.add({0, 1.8, 1.8, 1.8, 0, 1.8, 1.8, 1.8, 0}, {0, 0, 0});
     batch.add({30, 0, 0, 0, 30, 0, 0, 0, 30}, {0.5, 0.5, 0.5, 0.52, 0.5, 0.5, 0.5, 0.55, 0.5});
-    for (const druse_graph_options &o : all_options({4.0}, {8, kAll})) {
+    for (const druse_graph_options &o : all_options({4.0}, {8})) {
         const int64_t total = total_of(batch, o);
-        for (const int64_t places : {total, total / 2}) {
-            const Edges expected = build(batch, o, places, on_cpu());
-            CHECK(by_threads(batch, o, places, kUsual, 2, 3) == expected);
-            CHECK(by_threads(batch, o, places, kSmall, 1, 4) == expected);
-        }
+        CHECK(by_threads(batch, o, total, kUsual, 2, 2) == build(batch, o, total, on_cpu()));
+        CHECK(by_threads(batch, o, total / 2, kSmall, 1, 3) == build(batch, o, total / 2, on_cpu()));
     }
 }
 

@@ -17,9 +17,11 @@
 
 #if defined(__CUDACC__)
 #define DRUSE_TEAM __device__ __forceinline__
-#define DRUSE_ROLLED _Pragma("unroll 1")  // registers are scarcer than instructions
+#define DRUSE_ROLLED _Pragma("unroll 1")  // registers are scarcer than instructions,
+#define DRUSE_RELOAD asm volatile("" ::: "memory")  // so what shared memory holds is not kept in them, either
 #else
 #define DRUSE_ROLLED
+#define DRUSE_RELOAD
 #define DRUSE_TEAM inline
 #endif
 
@@ -299,17 +301,21 @@ struct CrystalGraphTeam {
     }
 
     DRUSE_TEAM Pair pair_of(int32_t i, int32_t j, int32_t place) const {
+        DRUSE_RELOAD;
         int32_t number[3];
         Real shift[3];
         Pair pair;
-        image_at(box, place, number);
-        shift_of(number, shift);
         if constexpr (kExact) {
             Real source[3], whole[3];
             minimum_image(i, j, source, whole);
+            DRUSE_RELOAD;
+            image_at(box, place, number);
+            shift_of(number, shift);
             for (int k = 0; k < 3; ++k) pair.vector[k] = source[k] + shift[k];
             pair.distance = __builtin_sqrt(sum_of_squares(pair.vector[0], pair.vector[1], pair.vector[2]));
         } else {
+            image_at(box, place, number);
+            shift_of(number, shift);
             for (int k = 0; k < 3; ++k) pair.vector[k] = (atoms[j].position[k] - atoms[i].position[k]) + shift[k];
             pair.distance = __builtin_sqrtf(sum_of_squares(pair.vector[0], pair.vector[1], pair.vector[2]));
         }
@@ -318,6 +324,7 @@ struct CrystalGraphTeam {
 
     // In the cell and for the coordinates that were given.
     DRUSE_TEAM void given_image(int32_t i, int32_t j, int32_t place, int32_t *image) const {
+        DRUSE_RELOAD;
         int32_t number[3];
         image_at(box, place, number);
         if constexpr (kExact) {
@@ -343,6 +350,7 @@ struct CrystalGraphTeam {
 
     // Any pair at all, by its key: is it within the cutoff?
     DRUSE_TEAM Candidate candidate_of(int32_t i, int32_t key) const {
+        DRUSE_RELOAD;
         const GraphLevel &cutoff = p.level[p.n_levels - 1];
         int32_t j;
         int32_t place, number[3];
@@ -369,6 +377,7 @@ struct CrystalGraphTeam {
 
     // Whether the source of a pair that its target has chosen has chosen the target, too.
     DRUSE_TEAM bool chosen_back(int32_t i, int32_t j, int32_t place) const {
+        DRUSE_RELOAD;
         const int32_t mirrored = box.size - 1 - place;
         const int32_t key = i * box.size + mirrored;
         int32_t number[3];
@@ -583,7 +592,6 @@ struct CrystalGraphTeam {
         const float r2 = p.level[level].r2;
         const bool last = level + 1 == p.n_levels;
         const uint32_t k_wanted = static_cast<uint32_t>(o.max_neighbors);
-        GraphAtom &target = atoms[i];
         Candidates c;
         c.i = i;
         c.count = 0;
@@ -605,6 +613,7 @@ struct CrystalGraphTeam {
             search_list(i, enter);
         else
             search_box_all(i, enter);
+        if (team.sum(coincident) > 1) report(DRUSE_STATUS_COINCIDENT);  // the atom with itself is one
         const uint32_t found = c.count;
         c.stored = found <= static_cast<uint32_t>(m.candidate_capacity);
         if (!last && !(found > k_wanted && c.stored)) return;  // the next level decides
@@ -668,11 +677,10 @@ struct CrystalGraphTeam {
 
         GraphAtom choice;
         choice.bound = bound, choice.farthest = farthest, choice.last_tie = last_tie;
-        int32_t *slot = slot_of(i);
         const auto admit = [&](bool in, int32_t key) {
             const uint32_t admitted = team.ballot(in);
             const uint32_t at = members + static_cast<uint32_t>(rank_in(admitted));
-            if (in && c.stored && at < static_cast<uint32_t>(m.slot_capacity)) slot[at] = key;
+            if (in && c.stored && at < static_cast<uint32_t>(m.slot_capacity)) slot_of(i)[at] = key;
             members += static_cast<uint32_t>(bits_in(admitted));
         };
         if constexpr (kExact)
@@ -681,9 +689,9 @@ struct CrystalGraphTeam {
             });
         else
             each(c, [&](const Candidate &one) { admit(one.valid && chosen_by(choice, one.d2, 0, one.key), one.key); });
-        if (team.sum(coincident) > 1) report(DRUSE_STATUS_COINCIDENT);  // the atom with itself is one
         if (members == 0) report(DRUSE_STATUS_ISOLATED);
         if (team.lane() == 0) {
+            GraphAtom &target = atoms[i];
             target.bound = bound;
             target.farthest = farthest;
             target.last_tie = last_tie;

@@ -7,7 +7,7 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kBlocks = 4;  // on a multiprocessor at once: what registers and shared memory are sized for
+constexpr int kBlocks = 5;  // on a multiprocessor at once: what registers and shared memory are sized for
 constexpr int kImages = 512, kSources = 32, kCandidates = 224, kDistances = 96, kAtoms = 64, kSlotAtoms = 16, kSlot = 48;
 constexpr unsigned kFull = 0xffffffffu;
 
