@@ -113,12 +113,18 @@ typedef struct {
     int64_t *edge_offsets; /* [n_crystals + 1] edges of crystal b: edge_offsets[b] .. edge_offsets[b + 1] - 1 */
     int64_t *edge_counts;  /* [n_crystals] the true counts, also of crystals that did not fit */
     uint32_t *status;      /* [n_crystals] */
+    void *workspace;       /* CUDA: working memory, aligned to 16; the CPU has its own, so null there */
+    int64_t workspace_bytes;
 } druse_edges;
 
-/* CPU only so far; DRUSE_CUDA is refused with DRUSE_ERROR_UNSUPPORTED.
- * The edges of every crystal, packed in batch order, by target and within a target by source (UNION: first those that
+/* Bytes of working memory that a graph of n_crystals with n_atoms in all needs on a device; 0 on the CPU. Nothing has to be
+ * in it, and nothing in it outlasts the call, so calls on one stream can share it. */
+DRUSE_API int64_t druse_graph_workspace(const druse_exec *exec, int64_t n_crystals, int64_t n_atoms);
+
+/* The edges of every crystal, packed in batch order, by target and within a target by source (UNION: first those that
  * were half edges already, then the mirrors of those that only the other end chose). A crystal that does not
- * fit into what is left of edge_capacity writes no edge; later ones that fit still do. */
+ * fit into what is left of edge_capacity writes no edge; later ones that fit still do. On CUDA, crystals whose atoms are
+ * beyond those that workspace_bytes allows for are OUT_OF_MEMORY. */
 DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                                      const double *frac, const double *cells, const druse_graph_options *options,
                                      druse_edges *edges);

@@ -175,6 +175,11 @@ int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int
     DRUSE_DISPATCH(radius_graph, n_crystals, offsets, frac, cells, options, edges);
 }
 
+int64_t druse_graph_workspace(const druse_exec *exec, int64_t n_crystals, int64_t n_atoms) {
+    if (check_exec(exec) != DRUSE_OK || exec->device == DRUSE_CPU || n_crystals < 0 || n_atoms < 0) return 0;
+    return druse::cuda::graph_workspace(n_crystals, n_atoms);
+}
+
 int32_t druse_incidence(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                         const int64_t *edge_offsets, const int32_t *src, const int32_t *dst, int64_t mirror,
                         int64_t degree_capacity, int32_t pad, int32_t *in_edge, int32_t *slot, int32_t *degree,

@@ -6,6 +6,7 @@ namespace cuda {
 
 bool built() { return false; }
 int devices() { return 0; }
+int64_t graph_workspace(int64_t, int64_t) { return 0; }
 
 int32_t radius_graph(const druse_exec *, int64_t, const int64_t *, const double *, const double *,
                      const druse_graph_options *, druse_edges *) {

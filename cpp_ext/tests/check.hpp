@@ -66,7 +66,7 @@ inline Edges build(const Batch &batch, const druse_graph_options &options, int64
     e.distance.resize(places), e.unit.resize(3 * places);
     e.edge_offsets.resize(crystals + 1), e.edge_counts.resize(crystals), e.status.resize(crystals);
     druse_edges out{capacity,        e.src.data(),          e.dst.data(),         e.image.data(), e.distance.data(),
-                    e.unit.data(),   e.edge_offsets.data(), e.edge_counts.data(), e.status.data()};
+                    e.unit.data(),   e.edge_offsets.data(), e.edge_counts.data(), e.status.data(), nullptr, 0};
     e.result = druse_radius_graph(&exec, batch.crystals(), batch.offsets.data(), batch.frac.data(), batch.cells.data(),
                                   &options, &out);
     return e;
@@ -96,5 +96,6 @@ inline Batch random_batch(unsigned seed, int crystals, int most_atoms) {
 }
 
 void test_core();
+void test_crystal_graph();
 void test_graph();
 void test_operations();

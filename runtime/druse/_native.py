@@ -59,6 +59,8 @@ class Edges(Structure):
         ("edge_offsets", c_void_p),
         ("edge_counts", c_void_p),
         ("status", c_void_p),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_int64),
     )
 
 
@@ -186,6 +188,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "druse_has_cuda": (_I, ()),
     "druse_cuda_devices": (_I, ()),
     "druse_radius_graph": (_I, (_EXEC, _N, _P, _P, _P, POINTER(GraphOptions), POINTER(Edges))),
+    "druse_graph_workspace": (_N, (_EXEC, _N, _N)),
     "druse_incidence": (_I, (_EXEC, _N, _P, _P, _P, _P, _N, _N, _I, _P, _P, _P, _P)),
     "druse_philox": (None, (_P, _P, _P)),
     "druse_normal": (_I, (_EXEC, _KEY, _N, _P, _I, _P)),

@@ -1,5 +1,6 @@
 """The C++ tests under sanitizers, and the CUDA sources through nvcc, both with warnings as errors."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,3 +43,26 @@ def test_cuda_sources_compile_for_three_architectures(tmp_path: Path) -> None:
         ).stdout
         for architecture in ("sm_80", "sm_90", "sm_120"):
             assert architecture in listing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="nvcc is not installed, so the CUDA sources cannot be compiled"
+)
+@pytest.mark.parametrize("architecture", ["80", "90", "120"])
+@pytest.mark.parametrize("source", ["graph", "geometry", "sampler"])
+def test_cuda_kernels_keep_everything_in_registers(tmp_path: Path, source: str, architecture: str) -> None:
+    """What ptxas says of each kernel: no stack frame, nothing spilled to memory."""
+    command = [
+        "nvcc", "-std=c++17", "--fmad=false", "-O3", "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings", "-Xptxas=-v",
+        "-gencode", f"arch=compute_{architecture},code=sm_{architecture}", f"-I{SOURCES / 'include'}",
+        "-c", str(SOURCES / "src" / "cuda" / f"{source}.cu"), "-o", str(tmp_path / "kernels.o"),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    said = result.stdout + result.stderr
+    names = re.findall(r"Function properties for (\S+)", said)
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert len(found) == len(names) > 0
+    wrong = {name: numbers for name, numbers in zip(names, found, strict=True) if numbers != ("0", "0", "0")}
+    assert not wrong

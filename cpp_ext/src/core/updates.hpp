@@ -45,6 +45,11 @@ DRUSE_HD bool langevin_atom(const double *inverse, double drift, double diffusio
     return good;
 }
 
+// Of two logits, the one that a search from the first on would choose.
+DRUSE_HD bool beats(float logit, int32_t index, float other, int32_t other_index) {
+    return logit > other || (logit == other && index < other_index);
+}
+
 // 1 + the index of the largest allowed logit, the first of equals; 0 where none is allowed.
 DRUSE_HD int32_t argmax_species(int32_t n_species, const float *logits, const uint8_t *allowed) {
     int32_t best = -1;

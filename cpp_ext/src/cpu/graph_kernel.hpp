@@ -7,14 +7,11 @@
 // at 0.01 Angstrom, is left to float32.)
 #pragma once
 
-#include "../core/cell.hpp"
+#include "../core/images.hpp"
 #include "nearest.hpp"
 
 namespace druse {
 namespace DRUSE_ISA {
-
-constexpr double kCutoffTolerance = 1e-6;  // Angstrom: a shell exactly at the cutoff is not split by rounding
-constexpr int64_t kMaxImages = 1 << 20;
 
 // Three components and a fourth that is 0, as one vector; unaligned in memory.
 template <class Real>
@@ -47,13 +44,6 @@ struct Geometry {
     int image_bits;
 };
 
-// The smallest power of two that holds the images, as a number of bits; ids must fit int32.
-static inline int image_bits(int64_t n, int64_t m) {
-    int bits = 0;
-    while ((static_cast<int64_t>(1) << bits) < m) ++bits;
-    return n << bits <= INT32_MAX ? bits : -1;
-}
-
 // Vectors [count, 4] and distances [count] of the ids.
 template <class Real>
 static inline void vectors_of(const Geometry<Real> &g, const int32_t *ids, int64_t count,
@@ -62,7 +52,7 @@ static inline void vectors_of(const Geometry<Real> &g, const int32_t *ids, int64
     for (int64_t e = 0; e < count; ++e) vectors[e] = g.source[ids[e] >> g.image_bits] + g.shift[ids[e] & low];
     const Real *v = reinterpret_cast<const Real *>(vectors);
     for (int64_t e = 0; e < count; ++e)
-        distances[e] = root((v[4 * e] * v[4 * e] + v[4 * e + 1] * v[4 * e + 1]) + v[4 * e + 2] * v[4 * e + 2]);
+        distances[e] = root(sum_of_squares(v[4 * e], v[4 * e + 1], v[4 * e + 2]));
 }
 
 // Writes the edges into target i from place `at` on. Stores of four components overlap the next edge's place, so `out` needs
@@ -95,7 +85,7 @@ static inline bool upstream_edges(GraphScratch *s, int64_t n, const double *frac
         *status |= DRUSE_STATUS_SINGULAR;
         return true;
     }
-    const int bits = image_bits(n, m_padded);
+    const int bits = image_bits(n, kImages);
     if (bits < 0) {
         *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
         return true;
@@ -113,7 +103,7 @@ static inline bool upstream_edges(GraphScratch *s, int64_t n, const double *frac
         const float a = static_cast<float>(frac[3 * i]), b = static_cast<float>(frac[3 * i + 1]),
                     c = static_cast<float>(frac[3 * i + 2]);
         position[i] = Float4{};
-        for (int k = 0; k < 3; ++k) position[i][k] = (a * cell32[k] + b * cell32[3 + k]) + c * cell32[6 + k];
+        for (int k = 0; k < 3; ++k) position[i][k] = combine(a, b, c, cell32[k], cell32[3 + k], cell32[6 + k]);
     }
     for (int64_t m = 0; m < m_padded; ++m) {
         const Int4 number = {static_cast<int32_t>(m / 9 - 1), static_cast<int32_t>(m / 3 % 3 - 1),
@@ -122,7 +112,7 @@ static inline bool upstream_edges(GraphScratch *s, int64_t n, const double *frac
                     c = static_cast<float>(number[2]);
         Float4 moved = {};
         for (int k = 0; k < 3; ++k) {
-            moved[k] = (a * cell32[k] + b * cell32[3 + k]) + c * cell32[6 + k];
+            moved[k] = combine(a, b, c, cell32[k], cell32[3 + k], cell32[6 + k]);
             shifts[k * m_padded + m] = m < kImages ? moved[k] : kFar;
         }
         if (m < kImages) shift[m] = moved, image[m] = number;
@@ -181,27 +171,12 @@ struct ExactCell {
 
 // Coordinates in the reduced cell, wrapped, and the translations that took them there.
 static inline bool wrap_atoms(ExactCell *x, int64_t n, const double *frac) {
-    const ReducedCell &r = x->reduced;
     bool good = true;
     for (int64_t i = 0; i < n; ++i) {
-        double given[3], whole[3], reduced_whole[3];
-        for (int k = 0; k < 3; ++k) {
-            whole[k] = __builtin_floor(frac[3 * i + k]);
-            given[k] = frac[3 * i + k] - whole[k];
-        }
-        x->coordinate[i] = x->translation[i] = Double4{};
-        for (int k = 0; k < 3; ++k) {
-            const double f = given[0] * r.inverse_transform[k] + given[1] * r.inverse_transform[3 + k] +
-                             given[2] * r.inverse_transform[6 + k];
-            reduced_whole[k] = __builtin_floor(f);
-            x->coordinate[i][k] = f - reduced_whole[k];
-        }
-        for (int k = 0; k < 3; ++k) {
-            const double t = -(whole[k] + (reduced_whole[0] * r.transform[k] + reduced_whole[1] * r.transform[3 + k] +
-                                           reduced_whole[2] * r.transform[6 + k]));
-            good &= __builtin_fabs(t) < 5e8;
-            x->translation[i][k] = t;
-        }
+        double coordinate[3], translation[3];
+        good &= wrap_atom(x->reduced, frac + 3 * i, coordinate, translation);
+        x->coordinate[i] = double4(coordinate);
+        x->translation[i] = double4(translation);
     }
     return good;
 }
@@ -209,43 +184,36 @@ static inline bool wrap_atoms(ExactCell *x, int64_t n, const double *frac) {
 // The images that can bring a source at its minimum image within the cutoff of a target.
 static inline bool list_images(GraphScratch *s, int64_t n, double cutoff, ExactCell *x, uint32_t *status) {
     const ReducedCell &r = x->reduced;
-    // a minimum image is within +-1/2 along each axis, so |number + offset| spacing <= cutoff bounds the number
-    int64_t most[3], box = 1;
-    for (int k = 0; k < 3; ++k) {
-        const double planes = __builtin_floor((cutoff + kCutoffTolerance) / r.spacing[k] + 0.5 + 1e-9);
-        most[k] = planes < kMaxImages ? static_cast<int64_t>(planes) : kMaxImages;
-        box *= 2 * most[k] + 1;
-        if (box > 8 * kMaxImages) {
-            *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
-            return true;
-        }
+    const ImageBox box = image_box(r, cutoff + kCutoffTolerance);
+    if (box.size == 0) {
+        *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
+        return true;
     }
-    const int64_t places = box < kMaxImages ? box : kMaxImages;
+    const int64_t places = box.size < kMaxImages ? box.size : kMaxImages;
     if (!s->double_images.reserve(4 * places) || !s->int_images.reserve(4 * places) ||
         !s->float_images.reserve(3 * padded(places)))
         return false;
     x->shift = reinterpret_cast<Double4 *>(s->double_images.data);
     x->image = reinterpret_cast<Int4 *>(s->int_images.data);
-    const double farthest = cutoff + r.reach + 1e-3, farthest2 = farthest * farthest;
+    const double farthest = farthest_image(r, cutoff), farthest2 = farthest * farthest;
     const Double4 row0 = double4(r.rows), row1 = double4(r.rows + 3), row2 = double4(r.rows + 6);
     const Double4 t0 = double4(r.transform), t1 = double4(r.transform + 3), t2 = double4(r.transform + 6);
     int64_t m = 0;
-    for (int64_t a = -most[0]; a <= most[0]; ++a)
-        for (int64_t b = -most[1]; b <= most[1]; ++b)
-            for (int64_t c = -most[2]; c <= most[2]; ++c) {
+    for (int32_t a = -box.most[0]; a <= box.most[0]; ++a)
+        for (int32_t b = -box.most[1]; b <= box.most[1]; ++b)
+            for (int32_t c = -box.most[2]; c <= box.most[2]; ++c) {
                 const double na = static_cast<double>(a), nb = static_cast<double>(b), nc = static_cast<double>(c);
-                const Double4 shift = (na * row0 + nb * row1) + nc * row2;
-                const Double4 squares = shift * shift;
-                if (!((squares[0] + squares[1]) + squares[2] <= farthest2)) continue;
+                const Double4 shift = combine(na, nb, nc, row0, row1, row2);
+                if (!(sum_of_squares(shift[0], shift[1], shift[2]) <= farthest2)) continue;
                 if (m == kMaxImages) {
                     *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
                     return true;
                 }
                 x->shift[m] = shift;
-                x->image[m++] = __builtin_convertvector((na * t0 + nb * t1) + nc * t2, Int4);
+                x->image[m++] = __builtin_convertvector(combine(na, nb, nc, t0, t1, t2), Int4);
             }
     x->m_padded = padded(m);
-    x->image_bits = image_bits(n, x->m_padded);
+    x->image_bits = image_bits(n, m);
     if (x->image_bits < 0) {
         *status |= DRUSE_STATUS_TOO_MANY_IMAGES;
         return true;
@@ -254,7 +222,7 @@ static inline bool list_images(GraphScratch *s, int64_t n, double cutoff, ExactC
     for (int64_t i = 0; i < x->m_padded; ++i)
         for (int k = 0; k < 3; ++k)
             x->shifts[k * x->m_padded + i] = i < m ? static_cast<float>(x->shift[i][k]) : kFar;
-    x->slack = static_cast<float>(8.0 * 6e-8 * (farthest + r.reach));
+    x->slack = distance_error(r, farthest);
     return true;
 }
 
@@ -263,15 +231,14 @@ static inline void minimum_images(ExactCell *x, int64_t n, int64_t i) {
     const ReducedCell &r = x->reduced;
     const Double4 row0 = double4(r.rows), row1 = double4(r.rows + 3), row2 = double4(r.rows + 6);
     const Double4 t0 = double4(r.transform), t1 = double4(r.transform + 3), t2 = double4(r.transform + 6);
-    const double round = 6755399441055744.0;  // 1.5 * 2^52: adding and subtracting it rounds to an integer
     const Double4 here = x->coordinate[i], translation = x->translation[i];
     for (int64_t j = 0; j < n; ++j) {
         const Double4 difference = x->coordinate[j] - here;
-        const Double4 whole = (difference + round) - round;
+        const Double4 whole = nearest_integer(difference);
         const Double4 f = difference - whole;
-        x->source[j] = (f[0] * row0 + f[1] * row1) + f[2] * row2;
+        x->source[j] = combine(f[0], f[1], f[2], row0, row1, row2);
         x->source_image[j] = __builtin_convertvector(
-            (x->translation[j] - translation) - ((whole[0] * t0 + whole[1] * t1) + whole[2] * t2), Int4);
+            (x->translation[j] - translation) - combine(whole[0], whole[1], whole[2], t0, t1, t2), Int4);
     }
 }
 
@@ -293,17 +260,17 @@ static inline bool exact_target(GraphScratch *s, ExactCell *x, int64_t n, int64_
 
     // what float32 cannot rule out ...
     const double tolerance = options->shell_tolerance > 0.0 ? options->shell_tolerance : 0.0;
-    const double slack = 2.0 * static_cast<double>(x->slack);
     int32_t *ids = c.id;
     int64_t chosen = c.count;
     double kth32 = 0.0;
+    Doubt doubt = {};
     if (c.count > k_wanted) {
         pad_candidates(&c);
         kth32 = __builtin_sqrtf(kth_smallest(c, k_wanted, r2));
-        const float widened = static_cast<float>(kth32 + tolerance + 2.0 * slack);
+        doubt = doubt_of(kth32, tolerance, x->slack);
         if (!s->chosen_id.reserve(c.count + kWidth)) return false;
         ids = s->chosen_id.data;
-        chosen = ids_up_to(c, widened * widened, INT64_MAX, ids);
+        chosen = ids_up_to(c, doubt.bound, INT64_MAX, ids);
     }
 
     // ... float64 decides
@@ -315,8 +282,7 @@ static inline bool exact_target(GraphScratch *s, ExactCell *x, int64_t n, int64_
     int64_t ties = INT64_MAX, doubtful = 0, outside = 0;
     if (chosen > k_wanted) {
         // the K-th distance is kth32 up to float32's error; it must be known better only where that changes the choice
-        const double sure = kth32 + tolerance - slack, excluded = kth32 + tolerance + slack;
-        for (int64_t e = 0; e < chosen; ++e) doubtful += (d[e] > sure) & (d[e] <= excluded);
+        for (int64_t e = 0; e < chosen; ++e) doubtful += (d[e] > doubt.sure) & (d[e] <= doubt.excluded);
         double kth = kth32;
         if (doubtful > 0 || options->shell_tolerance < 0.0) {
             memcpy(sorted, d, static_cast<size_t>(chosen) * sizeof *sorted);

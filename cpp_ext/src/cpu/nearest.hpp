@@ -1,14 +1,13 @@
 // For one target: which (source, image) pairs lie within a radius, and the K-th smallest of their squared distances.
 #pragma once
 
-#include "../core/elementary.hpp"
+#include "../core/images.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
 namespace druse {
 namespace DRUSE_ISA {
 
-constexpr float kCoincident2 = 1e-4f;  // (0.01 Angstrom)^2: such pairs have no edge in CDVAE, nor here
 constexpr float kFar = __builtin_inff();  // shift of a padding image
 constexpr int kFew = 16;               // candidates left in the bracket when bisection ends
 
@@ -43,7 +42,7 @@ static inline void scan_source(const float *shifts, int64_t m_padded, float x, f
         const Vector dx = vcx - (vx + load(shifts + m));
         const Vector dy = vcy - (vy + load(shifts + m_padded + m));
         const Vector dz = vcz - (vz + load(shifts + 2 * m_padded + m));
-        const Vector d2 = (dx * dx + dy * dy) + dz * dz;
+        const Vector d2 = sum_of_squares(dx, dy, dz);
         const uint32_t within = lanes(d2 <= limit), distinct = lanes(d2 > least);
         dropped += static_cast<uint32_t>(population(within & ~distinct));
         count += append(within & distinct, d2, first_id + static_cast<int32_t>(m), d2_out + count, id_out + count);

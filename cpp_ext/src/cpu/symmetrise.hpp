@@ -7,11 +7,7 @@ namespace druse {
 namespace DRUSE_ISA {
 
 static inline bool is_half_edge(const EdgeArrays &edges, int64_t e) {
-    if (edges.src.data[e] != edges.dst.data[e]) return edges.src.data[e] < edges.dst.data[e];
-    const int32_t *image = edges.image.data + 3 * e;
-    if (image[0] != 0) return image[0] < 0;
-    if (image[1] != 0) return image[1] < 0;
-    return image[2] < 0;
+    return druse::is_half_edge(edges.src.data[e], edges.dst.data[e], edges.image.data + 3 * e);
 }
 
 // Does the source of edge e list the mirror of e? Lists are sorted by source.
@@ -55,12 +51,6 @@ static inline bool halve(GraphScratch *s, bool unite, int64_t *total) {
     return true;
 }
 
-static inline bool all_within(const double *values, int64_t count, double bound) {
-    bool good = true;
-    for (int64_t i = 0; i < count; ++i) good &= __builtin_fabs(values[i]) <= bound;
-    return good;
-}
-
 static bool graph(GraphScratch *s, int64_t n, const double *frac, const double *cell,
                   const druse_graph_options *options, CrystalGraph *out) {
     out->count = 0;
@@ -69,8 +59,7 @@ static bool graph(GraphScratch *s, int64_t n, const double *frac, const double *
         out->status = DRUSE_STATUS_EMPTY;
         return true;
     }
-    // beyond 1e8 a float64 fraction no longer resolves an atom, and image numbers would leave int32
-    if (!all_within(frac, 3 * n, 1e8) || !all_within(cell, 9, 1e15)) {
+    if (!all_within(frac, 3 * n, kLargestFraction) || !all_within(cell, 9, kLargestCell)) {
         out->status = DRUSE_STATUS_NON_FINITE;
         return true;
     }

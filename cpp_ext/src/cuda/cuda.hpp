@@ -8,6 +8,7 @@ namespace cuda {
 
 bool built();
 int devices();
+int64_t graph_workspace(int64_t n_crystals, int64_t n_atoms);
 
 int32_t radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets, const double *frac,
                      const double *cells, const druse_graph_options *options, druse_edges *edges);

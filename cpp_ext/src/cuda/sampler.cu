@@ -8,7 +8,7 @@ namespace druse {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 64;
+constexpr int kThreads = 128;
 
 struct Key {
     uint64_t seed;
@@ -53,64 +53,93 @@ __global__ void word_kernel(Key key, const int64_t *offsets, int32_t width, Numb
 }
 
 template <class Real>
-__device__ bool any_not_finite(const Real *values, int64_t count) {
-    bool bad = false;
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) bad |= !isfinite(values[i]);
-    return __syncthreads_or(bad) != 0;
+__device__ bool all_finite(const Real *values, int64_t count) {  // of a block's share
+    bool good = true;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) good &= static_cast<bool>(isfinite(values[i]));
+    return good;
 }
 
-__global__ void langevin_kernel(Key key, const int64_t *offsets, const double *cells, double drift, double diffusion,
-                                const double *move_at, const float *score, const float *noise, int32_t n_species, const float *logits,
-                                const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status) {
+// 1 + the index of the largest allowed logit, by a warp; 0 where none is allowed.
+__device__ int32_t warp_argmax(int32_t n_species, const float *logits, const uint8_t *allowed) {
+    const int32_t none = n_species;  // beyond every index
+    float best = -INFINITY;
+    int32_t index = none;
+    for (int32_t s = static_cast<int32_t>(threadIdx.x & 31u); s < n_species; s += 32)
+        if ((allowed == nullptr || allowed[s] != 0) && (index == none || logits[s] > best)) best = logits[s], index = s;
+    for (int step = 16; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, best, step);
+        const int32_t other_index = __shfl_xor_sync(0xffffffffu, index, step);
+        if (beats(other, other_index, best, index)) best = other, index = other_index;
+    }
+    return index == none ? 0 : index + 1;
+}
+
+// Two passes: a crystal of which one atom arrives nowhere keeps its whole state. A thread's first atom is computed once.
+__global__ void __launch_bounds__(kThreads)
+    langevin_kernel(Key key, const int64_t *offsets, const double *cells, double drift, double diffusion,
+                    const double *move_at, const float *score, const float *noise, int32_t n_species, const float *logits,
+                    const uint8_t *allowed, double *frac, int32_t *species, uint32_t *status) {
     const int64_t b = blockIdx.x, first = offsets[b], n = offsets[b + 1] - first;
+    const double *cell = cells + 9 * b;
     if (move_at != nullptr) {
         drift = move_at[0];
         diffusion = move_at[1];
     }
-    bool troubled = any_not_finite(cells + 9 * b, 9);
-    troubled |= any_not_finite(frac + 3 * first, 3 * n);
-    troubled |= any_not_finite(score + 3 * first, 3 * n);
-    if (noise != nullptr) troubled |= any_not_finite(noise + 3 * first, 3 * n);
-    if (logits != nullptr) troubled |= any_not_finite(logits + first * n_species, n * n_species);
-    if (troubled || is_flat(cells + 9 * b)) {
-        if (threadIdx.x == 0) status[b] |= troubled ? DRUSE_STATUS_NON_FINITE : DRUSE_STATUS_SINGULAR;
+    bool good = all_finite(cell, 9) && all_finite(frac + 3 * first, 3 * n) && all_finite(score + 3 * first, 3 * n);
+    if (noise != nullptr) good = good && all_finite(noise + 3 * first, 3 * n);
+    if (logits != nullptr) good = good && all_finite(logits + first * n_species, n * n_species);
+    if (__syncthreads_and(good) == 0) {
+        if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
         return;
     }
-    double inverse[9];
-    invert(cells + 9 * b, inverse);
-    // two passes: a crystal of which one atom arrives nowhere keeps its whole state
-    for (int pass = 0; pass < 2; ++pass) {
-        bool lost = false;
-        for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-            Normals drawn;
-            if (noise == nullptr) {
-                drawn = normal_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(i));
-            } else {
-                for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
-            }
-            double *place = frac + 3 * (first + i), moved[3];
-            lost |= !langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), drawn.n, place, moved);
-            for (int k = 0; k < 3 && pass == 1; ++k) place[k] = wrap(moved[k]);
-        }
-        if (pass == 0 && __syncthreads_or(lost) != 0) {
-            if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
-            return;
-        }
+    if (is_flat(cell)) {
+        if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_SINGULAR;
+        return;
     }
-    for (int64_t i = threadIdx.x; i < n && logits != nullptr; i += blockDim.x) {
-        const int32_t chosen = argmax_species(n_species, logits + (first + i) * n_species,
-                                              allowed == nullptr ? nullptr : allowed + b * n_species);
-        if (chosen > 0) species[first + i] = chosen;
+    double inverse[9], kept[3];
+    invert(cell, inverse);
+    const auto move = [&](int64_t i, double *moved) {
+        Normals drawn;
+        if (noise == nullptr) {
+            drawn = normal_block(key.seed, key.crystal_ids[b], step_of(key), key.purpose, static_cast<uint32_t>(i));
+        } else {
+            for (int k = 0; k < 3; ++k) drawn.n[k] = noise[3 * (first + i) + k];
+        }
+        return langevin_atom(inverse, drift, diffusion, score + 3 * (first + i), drawn.n, frac + 3 * (first + i), moved);
+    };
+    const auto settle = [&](int64_t i, const double *moved) {
+        for (int k = 0; k < 3; ++k) frac[3 * (first + i) + k] = wrap(moved[k]);
+    };
+    bool arrives = true;
+    if (threadIdx.x < n) arrives = move(threadIdx.x, kept);
+    for (int64_t i = threadIdx.x + blockDim.x; i < n; i += blockDim.x) {
+        double moved[3];
+        arrives &= move(i, moved);
+    }
+    if (__syncthreads_and(arrives) == 0) {
+        if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
+        return;
+    }
+    if (threadIdx.x < n) settle(threadIdx.x, kept);
+    for (int64_t i = threadIdx.x + blockDim.x; i < n; i += blockDim.x) {
+        double moved[3];
+        move(i, moved);
+        settle(i, moved);
+    }
+    if (logits == nullptr) return;
+    for (int64_t i = threadIdx.x >> 5; i < n; i += kThreads / 32) {
+        const int32_t chosen =
+            warp_argmax(n_species, logits + (first + i) * n_species, allowed == nullptr ? nullptr : allowed + b * n_species);
+        if (chosen > 0 && (threadIdx.x & 31u) == 0) species[first + i] = chosen;
     }
 }
 
 __global__ void ddpm_kernel(Key key, int32_t width, float scale, float eps_scale, float noise_scale, const float *eps,
                             const float *noise, float *z, uint32_t *status) {
     const int64_t b = blockIdx.x, row = b * width;
-    bool troubled = any_not_finite(eps + row, width);
-    troubled |= any_not_finite(z + row, width);
-    if (noise != nullptr) troubled |= any_not_finite(noise + row, width);
-    if (troubled) {
+    bool good = all_finite(eps + row, width) && all_finite(z + row, width);
+    if (noise != nullptr) good = good && all_finite(noise + row, width);
+    if (__syncthreads_and(good) == 0) {
         if (threadIdx.x == 0) status[b] |= DRUSE_STATUS_NON_FINITE;
         return;
     }
