@@ -18,8 +18,8 @@ from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
 from druse_export.models.cgcnn import CGCNN
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
-from druse_export.models.weights import digest, read_prior_weights, read_weights
-from druse_export.training.properties import scalar
+from druse_export.models.weights import digest, read_prior_weights, read_weights, tensors_digest
+from druse_export.training.properties import scalar, with_classes
 from druse_export.training.runs import weights_of
 
 
@@ -80,19 +80,20 @@ def build_bundle(
         raise InputError(f"{path.name} is no CGCNN and has its properties in itself; leave --property out")
     if not isinstance(network, ConCDVAE):
         raise InputError(f"{path.name} holds a prior; give a model of step one, and this with --prior NAME={path}")
-    hashes = {path.name: digest(path)}
+    hashes, latents_of = {path.name: digest(path)}, {digest(path), tensors_digest(path)}
     loaded: dict[str, Prior] = {}
     for key, place in (priors or {}).items():
         prior_path = weights_of(place)
         loaded[key], prior_facts = read_prior_weights(prior_path)
         known = _settings(prior_facts, prior_path).get("model", "")
-        if known and known != hashes[path.name]:
+        if known and known not in latents_of:
             raise InputError(
                 f"the prior {key!r} was trained on the latents of other weights than {path.name}; train it again with "
                 f"druse train prior --model {model}"
             )
         hashes[f"{key}: {prior_path.name}"] = digest(prior_path)
-    values = None if data is None else property_values(data, network, loaded)
+    classes = _job(facts, path).data.classes if "job" in facts else {}
+    values = None if data is None else property_values(data, network, loaded, classes)
     return build_con_cdvae(
         network, loaded, out, name=name, licence=licence, provenance=_provenance(facts, hashes, path, note),
         values=values, precisions=precisions, progress=progress,
@@ -121,6 +122,7 @@ def _settings(facts: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 class _Source(msgspec.Struct):
     train: str
+    classes: dict[str, str] = {}
 
 
 class _Job(msgspec.Struct):
@@ -157,9 +159,14 @@ def _provenance(facts: Mapping[str, str], hashes: dict[str, str], path: Path, no
     )
 
 
-def property_values(data: Path, model: ConCDVAE, priors: Mapping[str, Prior]) -> dict[str, np.ndarray]:
-    """Every property that a condition has, of every crystal of the data; formulas as text."""
-    table = load_table(data, cache=default_cache())
+def property_values(
+    data: Path, model: ConCDVAE, priors: Mapping[str, Prior], classes: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Every property that a condition has, of every crystal of the data; formulas as text.
+
+    ``classes`` are columns to make of others, see `druse_export.training.properties.with_classes`.
+    """
+    table = with_classes(load_table(data, cache=default_cache()), classes or {})
     specs = [*model.config.conditions, *(spec for prior in priors.values() for spec in prior.config.conditions)]
     values: dict[str, np.ndarray] = {}
     for spec in specs:

@@ -81,9 +81,23 @@ def read_weights(path: Path) -> tuple[CGCNN | ConCDVAE | Prior, dict[str, str]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, which tells a prior whose latents it was trained on."""
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_digest(path: Path) -> str:
+    """SHA-256 of the tensors of a file by name, which tells a prior whose latents it was trained on.
+
+    Not of the file: two of the same weights differ in the order of what is said of them.
+    """
+    found = hashlib.sha256()
+    with safe_open(path, "np") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            found.update(f"{name} {tensor.dtype.str} {tensor.shape} ".encode())
+            found.update(tensor.tobytes())
+    return found.hexdigest()
 
 
 def start_from(model: ConCDVAE, path: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from druse_export.data import CrystalTable, load_table, split_table
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
-from druse_export.models.weights import digest, read_vae_weights, save_weights
+from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest
 from druse_export.training.cgcnn import train_cgcnn
 from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
 from druse_export.training.prior import train_prior
@@ -67,11 +67,11 @@ def run(
         train_vae(settings, *tables, folder, **options)
     elif isinstance(settings, PriorSettings):
         weights = weights_of(Path(job.data.weights))
-        if settings.model and settings.model != digest(weights):
+        if settings.model and settings.model != tensors_digest(weights):
             raise InputError(
                 f"{weights} is not the model whose latents this prior was begun on; give that one, or another folder"
             )
-        settings = msgspec.structs.replace(settings, model=digest(weights))
+        settings = msgspec.structs.replace(settings, model=tensors_digest(weights))
         store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
         train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
     else:
