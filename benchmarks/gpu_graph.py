@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/gpu_graph.py`` on a machine with a CUDA device and ``cuda-bindings``; ``--json FILE`` writes the
 numbers, too. Each operation is captured several times over in one CUDA graph, which is replayed between two events.
-Inputs are the same each time, so what fits into the device's L2 cache comes from there. Bytes are those that the operation
-must read and write, not what the hardware moved.
+Inputs are the same each time, so what fits into the device's L2 cache comes from there. Bytes are those that the
+operation must read and write, not what the hardware moved.
 """
 
 import argparse

@@ -65,7 +65,7 @@ enum {
     DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 images in reach, or 2^31 pairs of atoms and images */
     DRUSE_STATUS_EDGE_OVERFLOW = 1 << 3,   /* edge_capacity was too small; edge_counts says what is needed */
     DRUSE_STATUS_DEGREE_OVERFLOW = 1 << 4, /* degree_capacity was too small; degree says what is needed; edges stay */
-    DRUSE_STATUS_OUT_OF_MEMORY = 1 << 5,   /* memory for its candidates could not be had; its count is not known */
+    DRUSE_STATUS_OUT_OF_MEMORY = 1 << 5,   /* working memory could not be had, or was too small; its count is not known */
     /* and these only inform */
     DRUSE_STATUS_EMPTY = 1 << 8,      /* no atoms */
     DRUSE_STATUS_COINCIDENT = 1 << 9, /* two atoms within 0.01 Angstrom; that pair has no edge */
@@ -124,7 +124,7 @@ DRUSE_API int64_t druse_graph_workspace(const druse_exec *exec, int64_t n_crysta
 /* The edges of every crystal, packed in batch order, by target and within a target by source (UNION: first those that
  * were half edges already, then the mirrors of those that only the other end chose). A crystal that does not
  * fit into what is left of edge_capacity writes no edge; later ones that fit still do. On CUDA, crystals whose atoms are
- * beyond those that workspace_bytes allows for are OUT_OF_MEMORY. */
+ * beyond those that workspace_bytes allows for are OUT_OF_MEMORY, and so are those of 2^31 pairs of atoms and images. */
 DRUSE_API int32_t druse_radius_graph(const druse_exec *exec, int64_t n_crystals, const int64_t *offsets,
                                      const double *frac, const double *cells, const druse_graph_options *options,
                                      druse_edges *edges);

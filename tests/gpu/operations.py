@@ -267,7 +267,7 @@ def ddpm(place: Place, n_rows: int, width: int, *, given_noise: bool = False, sp
 def radial_basis(place: Place, n_edges: int, n_radial: int = 128, cutoff: float = 9.0) -> Arrays:
     """``druse_radial_basis``, distances at and beyond the cutoff among them."""
     distance = np.linspace(0.3, 1.1 * cutoff, n_edges).astype(np.float32)
-    distance[: min(2, n_edges)] = cutoff, 0.0
+    distance[:1], distance[1:2] = cutoff, 0.0
     out = blank(np.float32, n_edges, n_radial)
     _native.call("druse_radial_basis", place.exec_, n_edges, place.put(distance), cutoff, n_radial, place.put(out))
     return {"out": out}

@@ -19,7 +19,7 @@ from operations import (
 
 pytestmark = pytest.mark.gpu
 
-flags = pytest.mark.parametrize(("first", "second", "third"), itertools.product((False, True), repeat=3))
+flags = pytest.mark.parametrize(("first", "second", "third"), list(itertools.product((False, True), repeat=3)))
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "gumbel"])
@@ -53,7 +53,7 @@ def test_langevin_of_large_and_troubled_crystals() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 3, 64, 256, 1027])
-@pytest.mark.parametrize(("given", "spoil"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize(("given", "spoil"), list(itertools.product((False, True), repeat=2)))
 def test_ddpm(width: int, given: bool, spoil: bool) -> None:
     for n_rows in (0, 1, 50):
         assert differences(ddpm, n_rows, width, given_noise=given, spoil=spoil) == []

@@ -28,12 +28,13 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
     using Base::choose;
     using Base::chosen_back;
     using Base::chosen_by;
-    using Base::given_image;
-    using Base::image_counts;
+    using Base::in_reach;
+    using Base::key_of;
     using Base::listed;
     using Base::m;
     using Base::n;
     using Base::o;
+    using Base::own_image;
     using Base::p;
     using Base::pair_of;
     using Base::rank_in;
@@ -43,6 +44,7 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
     using Base::slot_of;
     using Base::split;
     using Base::team;
+    using Base::within_cutoff;
 
     DRUSE_TEAM void load_atoms(const double *frac) const {
         uint32_t trouble = 0;
@@ -90,9 +92,7 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
                 image.x = static_cast<float>(shift[0]);
                 image.y = static_cast<float>(shift[1]);
                 image.z = static_cast<float>(shift[2]);
-                image.place = ((number[0] + box.most[0]) * (2 * box.most[1] + 1) + number[1] + box.most[1]) *
-                                  (2 * box.most[2] + 1) +
-                              number[2] + box.most[2];
+                image.key = key_of(0, number);
             }
             count += bits_in(found);
         }
@@ -104,8 +104,13 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
         if (box.size <= kMaxImages && image_bits(n, box.size) >= 0) return false;
         uint32_t count = 0;
         DRUSE_ROLLED
-        for (int32_t start = 0; start < box.size; start += team.lanes())
-            if (start + team.lane() < box.size && image_counts(start + team.lane())) ++count;
+        for (int32_t e = team.lane(); e < box.size; e += team.lanes()) {
+            int32_t number[3];
+            Real shift[3];
+            image_at(box, e, number);
+            shift_of(number, shift);
+            if (in_reach(shift)) ++count;
+        }
         count = team.sum(count);
         return count > kMaxImages || image_bits(n, count) < 0;
     }
@@ -126,29 +131,28 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
         int32_t *slot = slot_of(i);
         const int32_t members = target.members;
         int32_t kept = 0;
-        // is_half and is_extra, by all lanes at once
-        const auto take = [&](bool is_half, bool is_extra, int32_t j, int32_t place, int32_t key) {
+        // is_half or is_extra, by all lanes at once
+        const auto take = [&](bool is_half, bool is_extra, int32_t key) {
             const uint32_t halves = team.ballot(is_half), extras = unite ? team.ballot(is_extra) : 0u;
+            const int32_t place = is_half ? half + rank_in(halves) : extra + rank_in(extras);
             if (out != nullptr) {
-                if (is_half) write_edge(*out, half + rank_in(halves), first_atom, i, j, place, false);
-                if (is_extra) write_edge(*out, extra + rank_in(extras), first_atom, i, j, place, true);
+                if (is_half || is_extra) write_edge(*out, place, first_atom, i, key, is_extra);
             } else if (members >= 0) {  // the slot keeps only what is an edge; a negative key is an extra one
                 team.sync_warp();
-                if (is_half || is_extra)
-                    slot[kept + rank_in(halves | extras)] = is_half ? key : ~key;
+                if (is_half || is_extra) slot[kept + rank_in(halves | extras)] = is_half ? key : ~key;
                 kept += bits_in(halves | extras);
             }
             half += bits_in(halves);
             extra += bits_in(extras);
         };
-        const auto judge = [&](int32_t j, int32_t place, bool *is_half, bool *is_extra) {
-            *is_half = whole;
-            if (!whole) {
-                int32_t image[3] = {};
-                if (j == i) given_image(i, j, place, image);
-                *is_half = is_half_edge(j, i, image);
-                *is_extra = unite && !*is_half && !chosen_back(i, j, place);
+        const auto judge = [&](int32_t j, const int32_t *number, bool *is_half, bool *is_extra) {
+            *is_half = whole || j < i;
+            if (j == i && !whole) {
+                int32_t image[3];
+                own_image(number, image);
+                *is_half = is_half_edge(i, i, image);
             }
+            *is_extra = unite && !*is_half && !chosen_back(i, j, number);
         };
         team.sync_warp();
         if (members >= 0) {
@@ -156,30 +160,29 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
             for (int32_t start = 0; start < members; start += team.lanes()) {
                 const int32_t e = start + team.lane();
                 bool is_half = false, is_extra = false;
-                int32_t j = 0, key = 0;
-                int32_t place = 0;
+                int32_t key = 0;
                 if (e < members) {
                     key = slot[e];
-                    const bool mirrored = key < 0;
-                    split(mirrored ? ~key : key, &j, &place);
-                    if (out == nullptr)
-                        judge(j, place, &is_half, &is_extra);
-                    else
-                        is_half = !mirrored, is_extra = mirrored;
+                    is_half = key >= 0, is_extra = key < 0;
+                    key = key < 0 ? ~key : key;
+                    if (out == nullptr) {
+                        int32_t j, number[3];
+                        split(key, &j, number);
+                        judge(j, number, &is_half, &is_extra);
+                    }
                 }
-                take(is_half, is_extra, j, place, key);
+                take(is_half, is_extra, key);
             }
         } else {
             const auto look = [&](bool valid, float d2, int32_t key) {
                 bool is_half = false, is_extra = false;
-                int32_t j = 0;
-                int32_t place = 0;
-                if (valid && d2 > kCoincident2 && d2 <= p.level[p.n_levels - 1].r2) {
-                    split(key, &j, &place);
-                    const Real distance = kExact ? pair_of(i, j, place).distance : 0;
-                    if (chosen_by(target, d2, distance, key)) judge(j, place, &is_half, &is_extra);
+                if (valid && within_cutoff(d2)) {
+                    int32_t j, number[3];
+                    split(key, &j, number);
+                    const Real distance = kExact ? pair_of(i, j, number).distance : 0;
+                    if (chosen_by(target, d2, distance, key)) judge(j, number, &is_half, &is_extra);
                 }
-                take(is_half, is_extra, j, place, key);
+                take(is_half, is_extra, key);
             };
             if (listed)
                 search_list(i, look);
@@ -196,11 +199,11 @@ struct CrystalGraphTeam : GraphChoice<Team, kExact> {
         }
     }
 
-    DRUSE_TEAM void write_edge(const druse_edges &out, int64_t at, int64_t first_atom, int32_t i, int32_t j, int32_t place,
+    DRUSE_TEAM void write_edge(const druse_edges &out, int64_t at, int64_t first_atom, int32_t i, int32_t key,
                                bool mirrored) const {
-        const Pair pair = pair_of(i, j, place);
-        int32_t image[3];
-        given_image(i, j, place, image);
+        int32_t j, number[3], image[3];
+        split(key, &j, number);
+        const Pair pair = pair_of(i, j, number, image);
         out.src[at] = static_cast<int32_t>(first_atom + (mirrored ? i : j));
         out.dst[at] = static_cast<int32_t>(first_atom + (mirrored ? j : i));
         out.distance[at] = static_cast<float>(pair.distance);

@@ -23,6 +23,7 @@ struct PreparedCrystal {
     float cell[9];   // upstream mode
     uint32_t status;
 };
+
 DRUSE_HD float cube_root(float x) {
     float y = float_of_bits(bits_of_float(x) / 3 + 709921077u);
     for (int round = 0; round < 3; ++round) y -= (y * y * y - x) / (3.0f * y * y);

@@ -26,7 +26,7 @@ struct GraphChoice : GraphSearch<Team, kExact> {
     using Base::p;
     using Base::rank_in;
     using Base::report;
-    using Base::search_box_all;
+    using Base::search_box;
     using Base::search_list;
     using Base::slot_of;
     using Base::tally;
@@ -57,7 +57,7 @@ struct GraphChoice : GraphSearch<Team, kExact> {
         if (listed)
             search_list(i, enter);
         else
-            search_box_all(i, enter);
+            search_box(i, enter);
         if (team.sum(coincident) > 1) report(DRUSE_STATUS_COINCIDENT);  // the atom with itself is one
         const uint32_t found = c.count;
         c.stored = found <= static_cast<uint32_t>(m.candidate_capacity);

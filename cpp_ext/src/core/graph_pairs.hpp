@@ -32,6 +32,13 @@ DRUSE_TEAM int lowest_bit(uint32_t word) {  // of a word that is not 0
 #endif
 }
 
+// Bits that count up to a number.
+DRUSE_TEAM int32_t width_of(int32_t number) {
+    int32_t width = 0;
+    for (; number > 0; number >>= 1) ++width;
+    return width;
+}
+
 DRUSE_HD uint64_t bits_of_double(double value) {
     union {
         double d;
@@ -63,10 +70,10 @@ struct GraphAtom {
 
 constexpr int32_t kRescan = -1, kUndecided = -2;
 
-// An image of the list: its vector, and its place in the box of the cutoff.
+// An image of the list: its vector, and its part of a key.
 struct alignas(16) GraphImage {
     float x, y, z;
-    int32_t place;
+    int32_t key;
 };
 
 struct alignas(16) GraphSource {
@@ -119,30 +126,36 @@ struct GraphPairs {
     const int32_t n;
     GraphAtom *const atoms;
     const PreparedCrystal &p;
-    ImageBox box;  // of the cutoff: a pair's key is source * box.size + place
-    bool listed;   // the list of images is whole
+    ImageBox box;                   // of the cutoff
+    int32_t at_a, at_b, at_source;  // a pair's key, see key_of: where its parts begin, in bits
+    bool listed;                    // the list of images is whole
 
     DRUSE_TEAM GraphPairs(const Team &team_, const GraphMemory &memory, const druse_graph_options &options, int32_t n_)
         : team(team_), m(memory), o(options), n(n_), atoms(n_ <= memory.atom_capacity ? memory.atoms : memory.far_atoms),
-          p(*memory.prepared), box(), listed(false) {}
+          p(*memory.prepared), box(), at_a(0), at_b(0), at_source(0), listed(false) {}
 
     // False where keys would leave int32: a search of that many pairs would not end.
     DRUSE_TEAM bool begin() {
         box = p.level[p.n_levels - 1].box;
-        return static_cast<int64_t>(n) * box.size <= INT32_MAX;
+        at_b = width_of(2 * box.most[2]);
+        at_a = at_b + width_of(2 * box.most[1]);
+        at_source = at_a + width_of(2 * box.most[0]);
+        return static_cast<int64_t>(n) << at_source <= INT32_MAX;
     }
 
     // ---- pairs ------------------------------------------------------------------------------------------------------
 
-    struct Pair {
-        Real vector[3];  // from the target to the image
-        Real distance;
-    };
+    // Source and image as one number, in the order of a search.
+    DRUSE_TEAM int32_t key_of(int32_t j, const int32_t *number) const {
+        return j << at_source | (number[0] + box.most[0]) << at_a | (number[1] + box.most[1]) << at_b |
+               (number[2] + box.most[2]);
+    }
 
-    DRUSE_TEAM void split(int32_t key, int32_t *j, int32_t *place) const {
-        const uint32_t k = static_cast<uint32_t>(key), size = static_cast<uint32_t>(box.size), atom = k / size;
-        *j = static_cast<int32_t>(atom);
-        *place = static_cast<int32_t>(k - atom * size);
+    DRUSE_TEAM void split(int32_t key, int32_t *j, int32_t *number) const {
+        *j = key >> at_source;
+        number[0] = (key >> at_a & ((1 << (at_source - at_a)) - 1)) - box.most[0];
+        number[1] = (key >> at_b & ((1 << (at_a - at_b)) - 1)) - box.most[1];
+        number[2] = (key & ((1 << at_b) - 1)) - box.most[2];
     }
 
     DRUSE_TEAM void shift_of(const int32_t *number, Real *shift) const {
@@ -202,45 +215,58 @@ struct GraphPairs {
                        static_cast<float>(shift[2]));
     }
 
-    DRUSE_TEAM Pair pair_of(int32_t i, int32_t j, int32_t place) const {
+    struct Pair {
+        Real vector[3];  // from the target to the image
+        Real distance;
+        float d2;        // exact mode: as a search finds it
+    };
+
+    // `image`, where it is wanted, is that of the source in the cell and for the coordinates that were given.
+    DRUSE_TEAM Pair pair_of(int32_t i, int32_t j, const int32_t *number, int32_t *image = nullptr) const {
         DRUSE_RELOAD;
-        int32_t number[3];
         Real shift[3];
         Pair pair;
         if constexpr (kExact) {
             Real source[3], whole[3];
             minimum_image(i, j, source, whole);
             DRUSE_RELOAD;
-            image_at(box, place, number);
             shift_of(number, shift);
             for (int k = 0; k < 3; ++k) pair.vector[k] = source[k] + shift[k];
             pair.distance = __builtin_sqrt(sum_of_squares(pair.vector[0], pair.vector[1], pair.vector[2]));
+            const float centre[3] = {0.0f, 0.0f, 0.0f};
+            const GraphSource s = {static_cast<float>(source[0]), static_cast<float>(source[1]),
+                                   static_cast<float>(source[2]), 0.0f};
+            pair.d2 = squared(centre, s, static_cast<float>(shift[0]), static_cast<float>(shift[1]),
+                              static_cast<float>(shift[2]));
+            if (image != nullptr) {
+                const double *t = p.reduced.transform;
+                DRUSE_RELOAD;
+                own_image(number, image);
+                for (int k = 0; k < 3; ++k) {
+                    const double of_source = (atoms[j].translation[k] - atoms[i].translation[k]) -
+                                             combine(whole[0], whole[1], whole[2], t[k], t[3 + k], t[6 + k]);
+                    image[k] += static_cast<int32_t>(of_source);
+                }
+            }
         } else {
-            image_at(box, place, number);
             shift_of(number, shift);
             for (int k = 0; k < 3; ++k) pair.vector[k] = (atoms[j].position[k] - atoms[i].position[k]) + shift[k];
             pair.distance = __builtin_sqrtf(sum_of_squares(pair.vector[0], pair.vector[1], pair.vector[2]));
+            pair.d2 = 0.0f;
+            if (image != nullptr) own_image(number, image);
         }
         return pair;
     }
 
-    // In the cell and for the coordinates that were given.
-    DRUSE_TEAM void given_image(int32_t i, int32_t j, int32_t place, int32_t *image) const {
-        DRUSE_RELOAD;
-        int32_t number[3];
-        image_at(box, place, number);
-        if constexpr (kExact) {
-            const double a = number[0], b = number[1], c = number[2];
-            double vector[3], whole[3];
-            minimum_image(i, j, vector, whole);
-            const double *t = p.reduced.transform;
-            for (int k = 0; k < 3; ++k) {
-                const double of_source = (atoms[j].translation[k] - atoms[i].translation[k]) -
-                                         combine(whole[0], whole[1], whole[2], t[k], t[3 + k], t[6 + k]);
-                image[k] = static_cast<int32_t>(of_source) + static_cast<int32_t>(combine(a, b, c, t[k], t[3 + k], t[6 + k]));
+    // The same for an atom and an image of itself.
+    DRUSE_TEAM void own_image(const int32_t *number, int32_t *image) const {
+        for (int k = 0; k < 3; ++k) {
+            if constexpr (kExact) {
+                const double a = number[0], b = number[1], c = number[2], *t = p.reduced.transform;
+                image[k] = static_cast<int32_t>(combine(a, b, c, t[k], t[3 + k], t[6 + k]));
+            } else {
+                image[k] = number[k];
             }
-        } else {
-            for (int k = 0; k < 3; ++k) image[k] = number[k];
         }
     }
 
@@ -250,23 +276,29 @@ struct GraphPairs {
         int32_t key;
     };
 
-    // Any pair at all, by its key: is it within the cutoff?
-    DRUSE_TEAM Candidate candidate_of(int32_t i, int32_t key) const {
+    // Any pair at all, as searches number them; valid where its image can be in reach.
+    DRUSE_TEAM Candidate candidate_at(int32_t i, int32_t e) const {
         DRUSE_RELOAD;
-        const GraphLevel &cutoff = p.level[p.n_levels - 1];
-        int32_t j;
-        int32_t place, number[3];
+        const int32_t j = e / box.size;
+        int32_t number[3];
         Real shift[3];
-        split(key, &j, &place);
-        image_at(box, place, number);
+        image_at(box, e - j * box.size, number);
         shift_of(number, shift);
         Candidate c;
-        c.key = key;
+        c.key = key_of(j, number);
         c.d2 = squared_distance(i, j, shift);
-        c.valid = c.d2 > kCoincident2 && c.d2 <= cutoff.r2;
-        if constexpr (kExact) c.valid = c.valid && sum_of_squares(shift[0], shift[1], shift[2]) <= cutoff.farthest2;
+        c.valid = in_reach(shift);
         return c;
     }
+
+    DRUSE_TEAM bool in_reach(const Real *shift) const {
+        if constexpr (kExact)
+            return sum_of_squares(shift[0], shift[1], shift[2]) <= p.level[p.n_levels - 1].farthest2;
+        else
+            return true;
+    }
+
+    DRUSE_TEAM bool within_cutoff(float d2) const { return d2 > kCoincident2 && d2 <= p.level[p.n_levels - 1].r2; }
 
     // Whether a pair within the cutoff is in a target's list; `distance` decides in exact mode only.
     DRUSE_TEAM bool chosen_by(const GraphAtom &target, float d2, Real distance, int32_t key) const {
@@ -277,20 +309,19 @@ struct GraphPairs {
             return d2 < target.bound || key <= target.last_tie;
     }
 
-    // Whether the source of a pair that its target has chosen has chosen the target, too.
-    DRUSE_TEAM bool chosen_back(int32_t i, int32_t j, int32_t place) const {
-        DRUSE_RELOAD;
-        const int32_t mirrored = box.size - 1 - place;
-        const int32_t key = i * box.size + mirrored;
-        int32_t number[3];
-        Real shift[3];
-        image_at(box, mirrored, number);
-        shift_of(number, shift);
-        const float d2 = squared_distance(j, i, shift);
-        if (!(d2 > kCoincident2 && d2 <= p.level[p.n_levels - 1].r2)) return false;
-        Real distance = 0;
-        if constexpr (kExact) distance = pair_of(j, i, mirrored).distance;
-        return chosen_by(atoms[j], d2, distance, key);
+    // Whether the source of a pair that its target has chosen has chosen the target, too. In exact mode, the pair as its
+    // source sees it has the negative vectors throughout, and so the same distances to the last bit.
+    DRUSE_TEAM bool chosen_back(int32_t i, int32_t j, const int32_t *number) const {
+        const int32_t mirrored[3] = {-number[0], -number[1], -number[2]};
+        if constexpr (kExact) {
+            const Pair pair = pair_of(i, j, number);
+            return chosen_by(atoms[j], pair.d2, pair.distance, key_of(i, mirrored));
+        } else {
+            Real shift[3];
+            shift_of(mirrored, shift);
+            const float d2 = squared_distance(j, i, shift);
+            return within_cutoff(d2) && chosen_by(atoms[j], d2, 0, key_of(i, mirrored));
+        }
     }
 
     DRUSE_TEAM int32_t rank_in(uint32_t lanes) const {
@@ -299,16 +330,6 @@ struct GraphPairs {
 
     DRUSE_TEAM int32_t *slot_of(int32_t i) const {
         return i < m.slot_atoms ? m.slots + i * m.slot_capacity : m.far_slots + i * m.slot_capacity;
-    }
-
-    DRUSE_TEAM bool image_counts(int32_t key) const {
-        int32_t j;
-        int32_t place, number[3];
-        Real shift[3];
-        split(key, &j, &place);
-        image_at(box, place, number);
-        shift_of(number, shift);
-        return sum_of_squares(shift[0], shift[1], shift[2]) <= p.level[p.n_levels - 1].farthest2;
     }
 
     DRUSE_TEAM void report(uint32_t bit) const {

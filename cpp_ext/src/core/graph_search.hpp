@@ -10,19 +10,19 @@ struct GraphSearch : GraphPairs<Team, kExact> {
     typedef GraphPairs<Team, kExact> Base;
     using Base::Base;
     using typename Base::Candidate;
+    using Base::at_source;
     using Base::box;
-    using Base::candidate_of;
+    using Base::candidate_at;
     using Base::centre_of;
-    using Base::image_counts;
     using Base::m;
     using Base::n;
-    using Base::p;
     using Base::pair_of;
     using Base::rank_in;
     using Base::source_of;
     using Base::split;
     using Base::squared;
     using Base::team;
+    using Base::within_cutoff;
 
     template <class Visit>
     DRUSE_TEAM void search_list(int32_t i, Visit visit) const {
@@ -48,7 +48,7 @@ struct GraphSearch : GraphPairs<Team, kExact> {
                 if (valid) {
                     const GraphImage image = m.images[k];
                     d2 = squared(centre, sources[j], image.x, image.y, image.z);
-                    key = (first + j) * box.size + image.place;
+                    key = (first + j) << at_source | image.key;
                 }
                 visit(valid, d2, key);
                 j += step_j;
@@ -58,32 +58,15 @@ struct GraphSearch : GraphPairs<Team, kExact> {
         }
     }
 
+    // The same without a list.
     template <class Visit>
     DRUSE_TEAM void search_box(int32_t i, Visit visit) const {
         const int32_t total = n * box.size;
         DRUSE_ROLLED
         for (int32_t start = 0; start < total; start += team.lanes()) {
             Candidate c = {false, 0.0f, 0};
-            if (start + team.lane() < total) c = candidate_of(i, start + team.lane());
+            if (start + team.lane() < total) c = candidate_at(i, start + team.lane());
             visit(c.valid, c.d2, c.key);
-        }
-    }
-
-    // Pairs that coincide are counted too, so all that the cutoff's images reach are visited.
-    template <class Visit>
-    DRUSE_TEAM void search_box_all(int32_t i, Visit visit) const {
-        const GraphLevel &cutoff = p.level[p.n_levels - 1];
-        const int32_t total = n * box.size;
-        DRUSE_ROLLED
-        for (int32_t start = 0; start < total; start += team.lanes()) {
-            bool valid = start + team.lane() < total;
-            Candidate c = {false, 0.0f, 0};
-            if (valid) {
-                c = candidate_of(i, start + team.lane());
-                valid = c.d2 <= cutoff.r2;
-                if constexpr (kExact) valid = valid && image_counts(c.key);
-            }
-            visit(valid, c.d2, c.key);
         }
     }
 
@@ -108,7 +91,7 @@ struct GraphSearch : GraphPairs<Team, kExact> {
                 if (c.stored)
                     one.valid = true, one.d2 = c.d2[e], one.key = c.keys[e];
                 else
-                    one = candidate_of(c.i, e);
+                    one = candidate_at(c.i, e), one.valid = one.valid && within_cutoff(one.d2);
             }
             visit(one);
         }
@@ -127,8 +110,8 @@ struct GraphSearch : GraphPairs<Team, kExact> {
             if (e < total && c.stored) {
                 valid = true, distance = c.distances[e], key = c.keys[e];
             } else if (e < total) {
-                const Candidate one = candidate_of(c.i, e);
-                valid = one.valid && one.d2 <= bound, key = one.key;
+                const Candidate one = candidate_at(c.i, e);
+                valid = one.valid && within_cutoff(one.d2) && one.d2 <= bound, key = one.key;
                 if (valid) distance = distance_of(c.i, key);
             }
             visit(valid, distance, key);
@@ -136,10 +119,9 @@ struct GraphSearch : GraphPairs<Team, kExact> {
     }
 
     DRUSE_TEAM double distance_of(int32_t i, int32_t key) const {
-        int32_t j;
-        int32_t place;
-        split(key, &j, &place);
-        return static_cast<double>(pair_of(i, j, place).distance);
+        int32_t j, number[3];
+        split(key, &j, number);
+        return static_cast<double>(pair_of(i, j, number).distance);
     }
 
     // ---- the K-th smallest --------------------------------------------------------------------------------------------
@@ -166,10 +148,26 @@ struct GraphSearch : GraphPairs<Team, kExact> {
         return Tally{team.sum(up_to), team.least(next)};
     }
 
-    // Of more than K, none above `largest`. Bisects the bits of the floats, guided by the counts, then walks up.
+    // Of more than K, none above `largest`.
     DRUSE_TEAM float kth_smallest(const Candidates &c, uint32_t k, float largest) const {
+        const uint32_t lanes = static_cast<uint32_t>(team.lanes()), lane = static_cast<uint32_t>(team.lane());
+        if (!c.stored || c.count > 2 * lanes)
+            return select(c.count, k, largest, [&](float bound) { return tally(c, bound); });
+        const float first = lane < c.count ? c.d2[lane] : __builtin_inff();
+        const float second = lane + lanes < c.count ? c.d2[lane + lanes] : __builtin_inff();
+        return select(c.count, k, largest, [&](float bound) {
+            const uint32_t above = bits_of_float(first <= bound ? __builtin_inff() : first);
+            const uint32_t also = bits_of_float(second <= bound ? __builtin_inff() : second);
+            return Tally{team.sum((first <= bound ? 1u : 0u) + (second <= bound ? 1u : 0u)),
+                         team.least(above < also ? above : also)};
+        });
+    }
+
+    // Bisects the bits of the floats, guided by the counts, then walks up.
+    template <class Count>
+    DRUSE_TEAM float select(uint32_t found, uint32_t k, float largest, Count count) const {
         uint32_t low = bits_of_float(kCoincident2), high = bits_of_float(largest);  // count(low) < k <= count(high)
-        uint32_t below = 0, up_to = c.count, next = 0;
+        uint32_t below = 0, up_to = found, next = 0;
         bool known = false;  // next is the smallest above low
         DRUSE_ROLLED
         for (int round = 0; up_to - below > 4 && high - low > 1; ++round) {
@@ -180,7 +178,7 @@ struct GraphSearch : GraphPairs<Team, kExact> {
                 const uint32_t guess = bits_of_float(a + (b - a) * share);
                 if (guess > low && guess < high) middle = guess;
             }
-            const Tally t = tally(c, float_of_bits(middle));
+            const Tally t = count(float_of_bits(middle));
             if (t.up_to < k) {
                 low = middle, below = t.up_to, next = t.next, known = true;
             } else {
@@ -188,11 +186,11 @@ struct GraphSearch : GraphPairs<Team, kExact> {
             }
         }
         if (high - low <= 1) return float_of_bits(high);
-        if (!known) next = tally(c, float_of_bits(low)).next;
+        if (!known) next = count(float_of_bits(low)).next;
         DRUSE_ROLLED
         for (;;) {
             const float value = float_of_bits(next);
-            const Tally t = tally(c, value);
+            const Tally t = count(value);
             if (t.up_to >= k || !(value < largest)) return value;
             next = t.next;
         }
