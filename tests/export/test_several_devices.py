@@ -111,7 +111,12 @@ def test_others_take_the_bin_of_one_that_fails(
 def test_the_last_one_fails_and_the_run_goes_on_later(
     bundle_path: Path, one: dict[str, list[bytes]], n_devices: int, tmp_path: Path
 ) -> None:
-    waits = {1: 25, 3: 12}[n_devices]  # of a bin: 9
+    enough = 10_000
+    whole = on(bundle_path, 1, {0: enough})
+    list(whole.generate(GAP, **OPTIONS))
+    assert whole.model.resident is not None
+    assert isinstance(whole.model.resident.device, Failing)
+    waits = (enough - whole.model.resident.device.waits) * 3 // 4 // n_devices
     generator = on(bundle_path, n_devices, dict.fromkeys(range(n_devices), waits))
     request = Request(targets=GAP, **OPTIONS)
     run = Run.create(tmp_path / "run", generator, request)
