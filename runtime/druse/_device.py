@@ -208,12 +208,11 @@ class _HostArray(Array):
 class HostDevice:
     """The host's memory, and a queue that is always done: what the other devices are compared with."""
 
-    name = "host"
     stream = 0
     warm_ups = 0
 
-    def __init__(self, n_threads: int = 1) -> None:
-        self.exec_ = _native.cpu(n_threads)
+    def __init__(self, index: int = 0) -> None:
+        self.name, self.exec_ = f"host:{index}", _native.cpu(1)
 
     @property
     def memory(self) -> int:

@@ -281,8 +281,8 @@ def call(function: str, *arguments: Any) -> None:
 
     Raises:
         MemoryError: scratch memory could not be had.
-        DeviceError: this build or machine cannot run the request.
-        DruseError: an argument slipped through the checks, or CUDA failed.
+        DeviceError: this build or machine cannot run the request, or CUDA failed.
+        DruseError: an argument slipped through the checks.
     """
     native = library()
     prepared = [byref(a) if isinstance(a, Structure) else a for a in arguments]
@@ -294,7 +294,7 @@ def call(function: str, *arguments: Any) -> None:
         raise MemoryError(f"{function}: {reason}")
     if result == ERROR_UNSUPPORTED:
         raise DeviceError(f"{function}: {reason}; `druse doctor` lists what is")
-    raise DruseError(f"{function}: {reason}")
+    raise (DeviceError if result == ERROR_CUDA else DruseError)(f"{function}: {reason}")
 
 
 def noise_key(seed: int, purpose: int, step: int, crystal_ids: Any) -> NoiseKey:

@@ -193,11 +193,12 @@ def walk(
         ids: of the crystals in the run.
         tick: called before each evaluation of the score network; what it raises ends the walk.
     """
-    resident = model.resident
-    if resident is not None:
-        sigmas = model.manifest.sigmas
-        return _descended(
-            resident, schedule, crystals, latent, sigmas, levels, masks, Room(), seed=seed, ids=ids, tick=tick
+    devices, sigmas = model.devices, model.manifest.sigmas
+    if devices is not None:
+        return devices.on_any(
+            lambda resident: _descended(
+                resident, schedule, crystals, latent, sigmas, levels, masks, Room(), seed=seed, ids=ids, tick=tick
+            )
         )
     cells, offsets, spec = crystals.cells, crystals.offsets, model.manifest.graph
     fixed, allowed, still = masks.unit is not None, masks.allowed, np.zeros_like(crystals.frac, np.float32)
@@ -234,7 +235,7 @@ def walk(
         return after
 
     first = LangevinState(crystals.frac, crystals.species, bits)
-    state = run(schedule, score, update, first, model.manifest.sigmas, levels)
+    state = run(schedule, score, update, first, sigmas, levels)
     return _finished(state._replace(status=bits), last[0], offsets)
 
 

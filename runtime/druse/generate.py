@@ -10,7 +10,7 @@ for crystals in Generator().generate({"formation_energy_per_atom": -2.0}, count=
 
 import collections
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Generator:
         backend: str | Backend = "auto",
         precision: str = "fp32",
         n_threads: int = 0,
+        devices: Sequence[str] = (),
     ) -> None:
         """Open a bundle.
 
@@ -51,12 +52,13 @@ class Generator:
             backend: see `druse.model.Model.open`.
             precision: see there.
             n_threads: see there.
+            devices: see there; the crystals are the same on any number of equal ones.
 
         Raises:
             InputError, DeviceError, MissingDependencyError: see there.
         """
         chosen = Bundle.embedded() if bundle is None else bundle
-        self.model = Model.open(chosen, backend=backend, precision=precision, n_threads=n_threads)
+        self.model = Model.open(chosen, backend=backend, precision=precision, n_threads=n_threads, devices=devices)
         self.bundle = self.model.bundle
 
     def generate(
@@ -157,6 +159,9 @@ class Generator:
             ranked: `rank`'s answer, or what was stored of it.
             shards: those that are wanted, of `Request.shards`; None: all.
             progress: told how far the wanted shards are.
+
+        Raises:
+            DeviceError: the last of the backend's devices has failed.
         """
         wanted = request.shards(len(self.model.manifest.sigmas)) if shards is None else shards
         work = Work(self.model.walkers, sum(map(len, wanted)), progress)
@@ -165,7 +170,7 @@ class Generator:
             waiting: collections.deque[Shards] = collections.deque()
             for shards in joined(wanted, self.model.together):
                 waiting.append(Shards(self.model, request, ranked, shards, work))
-                if len(waiting) > 2:  # one being finished, one that keeps the other threads busy meanwhile
+                if len(waiting) > self.model.ahead:
                     yield from waiting.popleft().results()
             while waiting:
                 yield from waiting.popleft().results()

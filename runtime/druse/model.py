@@ -11,7 +11,7 @@ s_theta                ``Model.score``: the decoder at a noise level
 =====================  ======================================================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ import numpy as np
 
 from druse import _gemnet
 from druse._arrays import CrystalIds, Float32, Int32, Latents, SpeciesLogits, Status, as_array
+from druse._devices import Devices
 from druse._onnx import float_tensors
 from druse._prior import FORMULATION, ResidualMLP
 from druse._resident import Resident
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
-from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend
+from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend, open_backends
 from druse.bundle import Bundle, ConCDVAEManifest, Network
 from druse.conditions import encode
 from druse.crystals import Crystals
@@ -56,20 +57,33 @@ class HeadOutputs(NamedTuple):
 class Model:
     """A Con-CDVAE that is ready to run. Methods may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.bundle, self.backend = bundle, backend
+    def __init__(self, bundle: Bundle, backend: Backend, *others: ResidentBackend) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            bundle: that is open.
+            backend: of every network.
+            others: the same backend on other devices, for the score network.
+        """
+        self.bundle, self.backend, self._others = bundle, backend, others
         self.manifest = bundle.con_cdvae
         _check_signatures(self.manifest, bundle.name)
         self._runners: dict[str, Runner] = {}
         self._fused: dict[str, ResidualMLP] = {}
         self._gemnet: _gemnet.GemNetT | None = None
-        self._resident: Resident | None = None
+        self._devices: Devices | None = None
         self._work = Workspace()
         self._pool = ThreadPoolExecutor(backend.workers, "druse") if backend.workers > 1 else None
 
     @classmethod
     def open(
-        cls, bundle: Any, *, backend: str | Backend = "auto", precision: str = "fp32", n_threads: int = 0
+        cls,
+        bundle: Any,
+        *,
+        backend: str | Backend = "auto",
+        precision: str = "fp32",
+        n_threads: int = 0,
+        devices: Sequence[str] = (),
     ) -> "Model":
         """A model from a bundle.
 
@@ -78,16 +92,22 @@ class Model:
             backend: a name (see `druse.backends`), or one that is open.
             precision: of products, for a backend given by name.
             n_threads: 0 for every core, for a backend given by name.
+            devices: such as ``("cuda:0", "cuda:1")``, which share the crystals; none: the first. For a backend given
+                by name.
 
         Raises:
-            InputError: the bundle cannot be used; see `Bundle.open`.
+            InputError: the bundle cannot be used; see `Bundle.open`. Or the backend has no such devices.
             DeviceError: the backend cannot run.
             MissingDependencyError: the backend's extra is not installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if isinstance(backend, str):
-            backend = open_backend(backend, precision=precision, n_threads=n_threads)
-        return cls(opened, backend)
+        if not isinstance(backend, str):
+            if devices:
+                raise InputError("`devices` cannot be given with a backend that is open; give its name")
+            return cls(opened, backend)
+        if devices:
+            return cls(opened, *open_backends(backend, devices, precision=precision, n_threads=n_threads))
+        return cls(opened, open_backend(backend, precision=precision, n_threads=n_threads))
 
     def runner(self, role: str) -> Runner:
         """A network by its role (see `ConCDVAEManifest.networks`), loaded at its first use."""
@@ -113,31 +133,45 @@ class Model:
         return network.precisions[precision]
 
     @property
-    def resident(self) -> Resident | None:
-        """The score network on the backend's device; None where it has none."""
+    def devices(self) -> Devices | None:
+        """The score network on the backend's devices; None where it has none."""
         backend = self.backend
-        if self._resident is None and isinstance(backend, ResidentBackend) and backend.device is not None:
-            network = self.manifest.decoder
-            content = self.bundle.read(self._file("decoder", network, backend.precision))
-            self._resident = Resident(backend, content, network, backend.precision, self.manifest)
-        return self._resident
+        if self._devices is None and isinstance(backend, ResidentBackend) and backend.device is not None:
+            network, precision = self.manifest.decoder, backend.precision
+            content, all_ = self.bundle.read(self._file("decoder", network, precision)), (backend, *self._others)
+            residents = [Resident(one, content, network, precision, self.manifest) for one in all_]
+            self._devices = Devices(residents, self.manifest, min(one.memory for one in all_))
+        return self._devices
+
+    @property
+    def resident(self) -> Resident | None:
+        """The score network on the first device, for those who measure it."""
+        devices = self.devices
+        return None if devices is None else devices.residents[0]
 
     @property
     def walkers(self) -> int:
         """Bins that are sampled side by side."""
-        return self.backend.workers if self.backend.device is None else 1
+        devices = self.devices
+        return self.backend.workers if devices is None else len(devices)
 
     @property
     def together(self) -> int:
         """Crystals that are wanted at once, to fill a device."""
-        resident = self.resident
-        return 1 if resident is None else resident.together
+        devices = self.devices
+        return 1 if devices is None else devices.together
+
+    @property
+    def ahead(self) -> int:
+        """Times `together` that are begun besides those that are waited for, to keep everything busy meanwhile."""
+        devices = self.devices
+        return 2 if devices is None else 1 + len(devices)
 
     def bins(self, n_atoms: np.ndarray) -> list[range]:
         """Crystals in order, by their atom counts, that are evaluated together."""
-        resident = self.resident
-        if resident is not None:
-            return resident.bins(n_atoms)
+        devices = self.devices
+        if devices is not None:
+            return devices.bins(n_atoms)
         return plan(n_atoms, self.manifest, self.backend.memory, self.backend.workers)
 
     def condition(self, values: Mapping[str, Any], z: Any) -> Latents:
@@ -310,9 +344,9 @@ class Model:
             raise InputError(
                 f"`species` must be atomic numbers from 1 to {n_species}, got {species.min()} to {species.max()}"
             )
-        resident = self.resident
+        devices = self.devices
         if graph is not None:
-            if resident is not None:
+            if devices is not None:
                 raise InputError(f"`graph` cannot be given on the backend {self.backend.name}, which finds its own")
             if not graph.is_half or not np.array_equal(graph.offsets, crystals.offsets):
                 raise InputError("`graph` must have the crystals' offsets and half edges (symmetrise='union')")
@@ -328,11 +362,11 @@ class Model:
                 species[first:last],
             )
             chosen = slice(piece.start, piece.stop)
-            if resident is not None:
-                return Score(*resident.score(some, latents[chosen], levels[chosen]))
+            if devices is not None:
+                return Score(*devices.on_any(lambda one: one.score(some, latents[chosen], levels[chosen])))
             return self._evaluate(spec_graph(some, self.manifest.graph), some.species, latents[chosen], levels[chosen])
 
-        pool = None if resident is not None else self._pool
+        pool = self._pool if devices is None or len(devices) > 1 else None
         parts = list(in_parts(self.bins(crystals.n_atoms), part, pool))
         if not parts:
             return Score(np.zeros((0, 3), np.float32), np.zeros((0, n_species), np.float32), np.zeros(0, np.uint32))
@@ -340,7 +374,7 @@ class Model:
 
     def ready(self) -> None:
         """Load the score network, which threads would otherwise do each by itself at their first call."""
-        if self.resident is None and self._fused_decoder() is None:
+        if self.devices is None and self._fused_decoder() is None:
             self.runner("decoder")
 
     def _evaluate(self, graph: Graph, species: np.ndarray, latent: np.ndarray, level: np.ndarray) -> Score:

@@ -19,7 +19,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +166,22 @@ class Run:
             raise InputError(f"{place / _RUN} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
         return cls(place, file)
 
-    def generator(self, *, bundle: Any = None, n_threads: int = 0) -> Generator:
+    def generator(self, *, bundle: Any = None, n_threads: int = 0, devices: Sequence[str] = ()) -> Generator:
         """What goes on with the run: its bundle, on its backend.
 
         Args:
             bundle: where the bundle is now; None: where it was.
             n_threads: 0 for every core.
+            devices: of the backend, any that there are now; none: the first.
 
         Raises:
             InputError: the bundle is not the one that the run began with.
         """
         used = self.file.bundle
         place = bundle if bundle is not None else used.path or None
-        generator = Generator(place, backend=self.file.backend, precision=self.file.precision, n_threads=n_threads)
+        generator = Generator(
+            place, backend=self.file.backend, precision=self.file.precision, n_threads=n_threads, devices=devices
+        )
         if generator.bundle.digest != used.sha256:
             raise InputError(
                 f"{self.path} was begun with another bundle than {generator.bundle.name} (SHA-256 "

@@ -57,6 +57,18 @@ def test_generate_resume_export(bundle: str, tmp_path: Path) -> None:
     }
 
 
+def test_several_devices(bundle: str, tmp_path: Path) -> None:
+    options = ["--bundle", bundle, "--count", "6", "--oversample", "2", "--batch", "3", "--backend", "ort-host"]
+    for out, devices in (("one", []), ("two", ["--devices", "host:0, host:1"])):
+        made = druse("generate", *options, *devices, "--out", out, "--json", cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+    first, second = (Run.open(tmp_path / out).crystals() for out in ("one", "two"))
+    assert first.frac.tobytes() == second.frac.tobytes()
+    again = druse("resume", "two", "--devices", "cuda:0", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "`devices` of ort-host must be" in again.stderr
+
+
 def test_a_target_outside_of_the_range_warns(bundle: str, tmp_path: Path) -> None:
     options = ["--bundle", bundle, "--count", "1", "--oversample", "1", "--out", "run", "--json"]
     made = druse("generate", "--target", "band_gap=9", *options, cwd=tmp_path)
@@ -68,6 +80,8 @@ def test_a_target_outside_of_the_range_warns(bundle: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--backend", "ort-host", "--devices", "host:0,host:0"], "`devices` of ort-host must be different ones"),
+        (["--devices", "gpu"], "`devices` of ort-cuda must be different ones such as cuda:0 and cuda:1, got gpu"),
         (["--bundle", "nowhere"], "nowhere does not exist as folder or file; give the folder or .zip of a bundle"),
         (["--target", "band_gap=wide"], "`band_gap` must be a number, got 'wide'; write band_gap=0"),
         (["--target", "band_gap=nan"], "`band_gap` must be finite in float32, got nan"),

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
@@ -67,7 +69,7 @@ def same(a: Generated, b: Generated) -> None:
 def test_what_it_is(resident: Generator, ordinary: Generator) -> None:
     assert isinstance(resident.model.backend, ResidentBackend)
     assert not isinstance(ordinary.model.backend, ResidentBackend)
-    assert ordinary.model.resident is None
+    assert ordinary.model.devices is None
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -225,17 +227,53 @@ def _resident_graph(generator: Generator, crystals: Crystals) -> Any:
 
 def test_room() -> None:
     manifest = Bundle.embedded().con_cdvae
-    shape = Shape.of(100, 1000, manifest, Room())
-    assert shape == (128, 1024, 16384, 32)
-    assert Shape.of(127, 1023, manifest, Room(2, 4)) == (128, 1024, 32768, 128)
-    assert Shape.of(128, 1024, manifest, Room())[:2] == (256, 2048)
-    more = Room().more(np.array([0, EDGE_OVERFLOW], np.uint32))
-    assert more == (2, 1)
-    counts = np.full(50_000, 12)
-    bins = _resident.bins(counts, manifest, 80 * 2**30)
-    assert sum(map(len, bins)) == 50_000
-    assert all(Shape.of(len(b), 12 * len(b), manifest, Room()).edges <= _resident.LARGEST for b in bins)
-    assert 2000 < len(bins[0]) < 5000
+    assert Shape.of(100, 1000, manifest, Room()) == (128, 1024, 11328, 32)
+    assert Shape.of(127, 1023, manifest, Room(2, 4)) == (128, 1024, 22656, 128)
+    assert Shape.of(128, 1024, manifest, Room())[:2] == (256, 1152)
+    assert Shape.of(1000, 10_000, manifest, Room()) == (1024, 10_240, 112_704, 32)
+    assert Shape.of(1, 1, manifest, Room()) == (8, 64, 768, 32)
+    assert Room().more(np.array([0, EDGE_OVERFLOW], np.uint32)) == (2, 1)
+
+
+@given(st.integers(1, 200_000))
+def test_an_eighth_stays_empty_at_most(n_atoms: int) -> None:
+    manifest = Bundle.embedded().con_cdvae
+    shape = Shape.of(n_atoms // 10, n_atoms, manifest, Room())
+    assert 0 < shape.atoms - n_atoms <= max(64, n_atoms / 8 + 1)
+    assert shape.atoms % 64 == shape.edges % 64 == 0
+    assert shape.edges <= 11 * shape.atoms + 104
+
+
+def test_few_sizes() -> None:
+    manifest = Bundle.embedded().con_cdvae
+    sizes = {Shape.of(1, n, manifest, Room())[1:] for n in range(1, 2**14)}
+    assert len(sizes) == 8 + 5 * 8  # multiples of 64 up to 512, then eight to each power of two
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=3000),
+    st.sampled_from([2**17, 4000, 300]),
+    st.sampled_from([2**24, 2**28, 2**36]),
+)
+@settings(max_examples=30)
+def test_bins_fill_buckets(counts: list[int], largest: int, memory: int) -> None:
+    manifest, n_atoms = Bundle.embedded().con_cdvae, np.array(counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_resident, "LARGEST", largest)
+        bins, most = _resident.bins(n_atoms, manifest, memory), _resident.most_atoms(manifest, memory)
+    assert [b for piece in bins for b in piece] == list(range(len(counts)))
+    filled = [(int(n_atoms[piece.start : piece.stop].sum()), len(piece)) for piece in bins]
+    shapes = [Shape.of(some, n, manifest, Room()) for n, some in filled]
+    assert max(shape.atoms for shape in shapes) <= max(most, 64)
+    assert all(shape.edges <= max(largest, 768) for shape in shapes)
+    assert len({shape.atoms for shape in shapes[:-1]}) <= 1
+    assert all(shape.atoms - n <= n_atoms.max() for (n, _), shape in zip(filled[:-1], shapes[:-1], strict=True))
+    assert len(bins) <= -(-sum(counts) // max(1, most - 1 - n_atoms.max()))
+
+
+def test_bins_of_large_runs() -> None:
+    manifest, counts = Bundle.embedded().con_cdvae, np.full(50_000, 12)
+    assert 800 < len(_resident.bins(counts, manifest, 80 * 2**30)[0]) < 1000
     assert len(_resident.bins(counts, manifest, 2**30)[0]) < 200
 
 

@@ -21,7 +21,8 @@ A backend that is asked for by name runs or raises; ``auto`` takes the first tha
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -31,7 +32,7 @@ from druse._device import Device, Work
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, InputError, MissingDependencyError
 
-__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend", "open_backends"]
 
 _log = logging.getLogger(__name__)
 
@@ -145,28 +146,28 @@ def _ort_openvino(precision: Precision, n_threads: int) -> Backend:
     return OrtOpenVINO(precision, n_threads)
 
 
-def _ort_cuda(precision: Precision, n_threads: int) -> Backend:
+def _ort_cuda(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
     from druse.backends._ort_cuda import OrtCUDA
 
-    return OrtCUDA(precision, n_threads)
+    return OrtCUDA(precision, n_threads, index)
 
 
-def _ort_host(precision: Precision, n_threads: int) -> Backend:
+def _ort_host(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
     from druse.backends._ort import OrtHost
 
-    return OrtHost(precision, n_threads)
+    return OrtHost(precision, n_threads, index)
 
 
-def _tensorrt(precision: Precision, n_threads: int) -> Backend:
+def _tensorrt(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
     from druse.backends._tensorrt import TensorRT
 
-    return TensorRT(precision, n_threads)
+    return TensorRT(precision, n_threads, index)
 
 
-def _tensorrt_rtx(precision: Precision, n_threads: int) -> Backend:
+def _tensorrt_rtx(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
     from druse.backends._tensorrt import TensorRTRTX
 
-    return TensorRTRTX(precision, n_threads)
+    return TensorRTRTX(precision, n_threads, index)
 
 
 BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
@@ -178,10 +179,16 @@ BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
     "tensorrt-rtx": _tensorrt_rtx,
 }
 _AUTO = ("ort-cuda", "ort-cpu")
+_ON_DEVICES: dict[str, tuple[str, Callable[[Precision, int, int], ResidentBackend]]] = {
+    "ort-cuda": ("cuda", _ort_cuda),
+    "ort-host": ("host", _ort_host),
+    "tensorrt": ("cuda", _tensorrt),
+    "tensorrt-rtx": ("cuda", _tensorrt_rtx),
+}
 
 
 def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int = 0) -> Backend:
-    """A backend by its name.
+    """A backend by its name, on its first device where it has any.
 
     Args:
         name: one of `BACKENDS`, or ``auto``.
@@ -193,18 +200,51 @@ def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int 
         MissingDependencyError: its extra is not installed.
         DeviceError: it cannot run here, or not in this precision.
     """
-    n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
-    n_threads = n_threads or cores()
-    if precision not in get_args(Precision):
-        raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-    chosen: Precision = precision  # type: ignore[assignment]
+    chosen, n_threads = _checked(name, precision, n_threads)
     if name == "auto":
         found = _first_that_runs(chosen, n_threads)
         _log.info("backend %s, %s, %d threads", found.name, precision, n_threads)
         return found
-    if name not in BACKENDS:
-        raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
     return BACKENDS[name](chosen, n_threads)
+
+
+def open_backends(
+    name: str, devices: Sequence[str], *, precision: str = "fp32", n_threads: int = 0
+) -> tuple[ResidentBackend, ...]:
+    """A backend once on each of several devices; the first one's host runs what does not run on a device.
+
+    Args:
+        name: one of `BACKENDS`, or ``auto``, which takes ``ort-cuda``.
+        devices: such as ``cuda:0``; of ``ort-host``, ``host:0`` and any number of others.
+        precision: see `open_backend`.
+        n_threads: see there.
+
+    Raises:
+        InputError: see there; or the backend has no devices, or none of these names.
+        MissingDependencyError: its extra is not installed.
+        DeviceError: one of the devices cannot run it.
+    """
+    chosen, n_threads = _checked(name, precision, n_threads)
+    name = "ort-cuda" if name == "auto" else name
+    if name not in _ON_DEVICES:
+        raise InputError(f"`devices` are for {', '.join(_ON_DEVICES)}; leave them out for {name}")
+    kind, opened = _ON_DEVICES[name]
+    found = [re.fullmatch(rf"{kind}:(\d{{1,4}})", device) for device in devices]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) < len(found) or len(set(numbers)) < len(found) or not found:
+        raise InputError(
+            f"`devices` of {name} must be different ones such as {kind}:0 and {kind}:1, got {', '.join(devices)}"
+        )
+    return tuple(opened(chosen, n_threads, number) for number in numbers)
+
+
+def _checked(name: str, precision: str, n_threads: int) -> tuple[Precision, int]:
+    n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
+    if precision not in get_args(Precision):
+        raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if name not in ("auto", *BACKENDS):
+        raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
+    return precision, n_threads or cores()  # type: ignore[return-value]
 
 
 def _first_that_runs(precision: Precision, n_threads: int) -> Backend:

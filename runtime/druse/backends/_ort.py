@@ -100,17 +100,17 @@ def bound(
         try:
             session.run_with_iobinding(binding, how)
         except Exception as error:
-            raise _failure(network, error) from error
+            raise _failure(network, error, DeviceError) from error
 
     return run
 
 
-def _failure(network: Network, error: Exception) -> DruseError:
+def _failure(network: Network, error: Exception, other: type[DruseError] = DruseError) -> DruseError:
     """ONNX Runtime has one class for everything."""
     text = str(error).lower()
     if "allocat" in text or "bad_alloc" in text or "out of memory" in text:
         return OutOfMemoryError(f"{network.file}: {_first_line(error)}")
-    return DruseError(f"{network.file} failed: {_first_line(error)}")
+    return other(f"{network.file} failed: {_first_line(error)}")
 
 
 class OrtCPU:
@@ -156,9 +156,9 @@ class OrtHost(OrtCPU):
 
     name = "ort-host"
 
-    def __init__(self, precision: Precision, n_threads: int) -> None:
+    def __init__(self, precision: Precision, n_threads: int, index: int = 0) -> None:
         super().__init__(precision, n_threads)
-        self.device: Device = HostDevice(1)
+        self.device: Device = HostDevice(index)
 
     def prepare(
         self,

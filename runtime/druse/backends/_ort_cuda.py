@@ -26,11 +26,11 @@ class OrtCUDA(OrtCPU):
 
     name = "ort-cuda"
 
-    def __init__(self, precision: Precision, n_threads: int) -> None:
-        """Opens the device.
+    def __init__(self, precision: Precision, n_threads: int, index: int = 0) -> None:
+        """Opens the device of this number.
 
         Raises:
-            DeviceError: there is none, or this ONNX Runtime is not the one for CUDA.
+            DeviceError: there is none of this number, or this ONNX Runtime is not the one for CUDA.
             MissingDependencyError: something is not installed.
         """
         module = onnxruntime("cuda")
@@ -43,7 +43,7 @@ class OrtCUDA(OrtCPU):
         if hasattr(module, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 module.preload_dlls()  # CUDA and cuDNN from their wheels
-        self.device: CudaDevice = CudaDevice()
+        self.device: CudaDevice = CudaDevice(index)
         self.precision, self.typed = precision, True
 
     @property

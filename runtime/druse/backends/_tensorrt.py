@@ -247,23 +247,24 @@ class TensorRT(OrtCPU):
     Args:
         precision: of products in the score network.
         n_threads: of the host's networks, and of building.
+        index: number of the device.
         folder: where engines are kept; None: the platform's cache of this user.
     """
 
     name = "tensorrt"
     module = "tensorrt"
 
-    def __init__(self, precision: Precision, n_threads: int, folder: Path | None = None) -> None:
+    def __init__(self, precision: Precision, n_threads: int, index: int = 0, folder: Path | None = None) -> None:
         """Opens the device.
 
         Raises:
             MissingDependencyError: something is not installed.
-            DeviceError: there is no device, or Druse was built without CUDA.
+            DeviceError: there is no such device, or Druse was built without CUDA.
         """
         self._library = tensorrt(self.module)
         super().__init__("fp32", n_threads)
         found = gpus()
-        self.device: CudaDevice = CudaDevice()
+        self.device: CudaDevice = CudaDevice(index)
         self._gpu = found[self.device.index]
         self.precision, self.typed = precision, True
         self._cache = EngineCache(default_folder() if folder is None else folder)

@@ -23,6 +23,7 @@ from druse.generate import DEFAULT_SCHEDULE, OVERSAMPLE, Generator, Request
 from druse.runs import Run, Summary
 from druse.schedules import SCHEDULES, sampling_schedule
 
+_DEVICES = "Devices that share the crystals, such as cuda:0,cuda:1."
 AsJSON = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress bar.")]
 Threads = Annotated[int, typer.Option(help="0: every core.", min=0)]
 BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Folder or .zip; the one that comes with Druse.")]
@@ -98,8 +99,9 @@ def generate(
     schedule: Annotated[
         str, _how(f"How crystals are sampled: {', '.join(SCHEDULES)}.", autocompletion=lambda: list(SCHEDULES))
     ] = DEFAULT_SCHEDULE,
-    backend: Annotated[str, _how("auto, ort-cpu or ort-openvino.")] = "auto",
+    backend: Annotated[str, _how("auto, ort-cpu, ort-cuda, ort-openvino or tensorrt.")] = "auto",
     precision: Annotated[str, _how("fp32, tf32, bf16 or fp16; what the backend can.")] = "fp32",
+    devices: Annotated[str, _how(f"{_DEVICES} Empty: the first.")] = "",
     threads: Annotated[int, _how("0: every core.", min=0)] = 0,
     batch: Annotated[int, _how("Crystals stored together. 0: about a minute's.", min=0)] = 0,
 ) -> None:
@@ -108,7 +110,7 @@ def generate(
     Example: druse generate --target formation_energy_per_atom=-2 --count 32 --out runs/demo
     """
     control = Control(
-        formula=formula, z=z, elements=_symbols(elements), exclude=_symbols(exclude), n_atoms=_range(n_atoms),
+        formula=formula, z=z, elements=_listed(elements), exclude=_listed(exclude), n_atoms=_range(n_atoms),
         crystal_system=crystal_system,
     )  # fmt: skip
     request = Request(
@@ -116,7 +118,7 @@ def generate(
         schedule=sampling_schedule(schedule), oversample=oversample, seed=seed, batch=batch,
     )  # fmt: skip
     console = Console(stderr=True)
-    generator = Generator(bundle, backend=backend, precision=precision, n_threads=threads)
+    generator = Generator(bundle, backend=backend, precision=precision, n_threads=threads, devices=_listed(devices))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run = Run.create(out, generator, request)
@@ -129,11 +131,13 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     bundle: BundlePath = None,
     threads: Threads = 0,
+    devices: Annotated[str, typer.Option(help=f"{_DEVICES} Empty: the first.")] = "",
     as_json: AsJSON = False,
 ) -> None:
     """Go on with a run that was interrupted; it gives what it would have given."""
     opened = Run.open(run)
-    _finish(opened, opened.generator(bundle=bundle, n_threads=threads), Console(stderr=True), as_json)
+    generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))
+    _finish(opened, generator, Console(stderr=True), as_json)
 
 
 def export(
@@ -213,8 +217,8 @@ def _value(text: str) -> float | str:
     return number if math.isfinite(number) and "_" not in text else text
 
 
-def _symbols(given: str) -> tuple[str, ...]:
-    return tuple(filter(None, (symbol.strip() for symbol in given.split(","))))
+def _listed(given: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in given.split(","))))
 
 
 def _range(given: str) -> tuple[int, int] | None:
