@@ -1,8 +1,9 @@
 """The score network alone on one GPU: the plain restatement, ours in PyTorch, and ours as the resident loop runs it.
 
 Run ``python benchmarks/gpu_decoder.py --crystals 1024``: crystals of 10 atoms in uniform places, random weights, and
-everything that the host computes (edges, triplets, bases, tables) made beforehand and left out, on every side. GFLOP are
-those of our formulation, counted once; the share is of a float32, TF32 or bfloat16 product of 8192^3, measured here.
+everything that the host computes (edges, triplets, bases, tables) made beforehand and left out, on every side. GFLOP
+are those of our formulation, counted once; the share is of a float32, TF32 or bfloat16 product of 8192^3, measured
+here.
 """
 
 import argparse
@@ -18,11 +19,11 @@ import numpy as np
 import torch
 from plain.gemnet import triplet_graph
 from plain.step import edge_list, plain_model
-from resident import random_crystals
 from torch.utils.flop_counter import FlopCounterMode
 
 from druse import Crystals
 from druse._resident import Room
+from druse.bench import random_crystals
 from druse.conditions import ScalarProperty
 from druse.model import Model
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig

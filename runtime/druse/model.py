@@ -69,14 +69,14 @@ class Model:
 
     @classmethod
     def open(
-        cls, bundle: Any, *, backend: str | Backend = "auto", precision: str = "fp32", n_threads: int = 0
+        cls, bundle: Any, *, backend: str | Backend = "auto", precision: str = "auto", n_threads: int = 0
     ) -> "Model":
         """A model from a bundle.
 
         Args:
             bundle: an opened one, or the path of a folder or ``.zip``.
             backend: a name (see `druse.backends`), or one that is open.
-            precision: of products, for a backend given by name.
+            precision: of products, for a backend given by name; ``auto``: see `druse.backends.PREFERRED`.
             n_threads: 0 for every core, for a backend given by name.
 
         Raises:
@@ -86,7 +86,8 @@ class Model:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            backend = open_backend(backend, precision=precision, n_threads=n_threads)
+            stated = opened.con_cdvae.decoder.precisions
+            backend = open_backend(backend, precision=precision, n_threads=n_threads, stated=stated)
         return cls(opened, backend)
 
     def runner(self, role: str) -> Runner:

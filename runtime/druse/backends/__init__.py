@@ -21,7 +21,7 @@ A backend that is asked for by name runs or raises; ``auto`` takes the first tha
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -31,7 +31,7 @@ from druse._device import Device, Work
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, InputError, MissingDependencyError
 
-__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend"]
+__all__ = ["BACKENDS", "PREFERRED", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend"]
 
 _log = logging.getLogger(__name__)
 
@@ -179,14 +179,25 @@ BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
 }
 _AUTO = ("ort-cuda", "ort-cpu")
 
+PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp32",)}
+"""What ``auto`` is as a precision: the first of these that the bundle has; fp32 on backends that are not listed.
 
-def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int = 0) -> Backend:
+On a GPU it is to be the fastest in which crystals are distributed as in fp32, by ``benchmarks/precision.py`` on at
+least 500 crystals (``docs/performance.md``); until that has been run for every precision, fp32.
+"""
+
+
+def open_backend(
+    name: str = "auto", *, precision: str = "auto", n_threads: int = 0, stated: Collection[Precision] = ()
+) -> Backend:
     """A backend by its name.
 
     Args:
         name: one of `BACKENDS`, or ``auto``.
-        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``, of products; never changed silently.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``, of products, and then never changed; or ``auto``, see
+            `PREFERRED`.
         n_threads: 0 for every core that this process may use.
+        stated: the precisions that the bundle's networks state in graphs of their own, among which ``auto`` may choose.
 
     Raises:
         InputError: no backend, or no precision, has this name.
@@ -195,23 +206,34 @@ def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int 
     """
     n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
     n_threads = n_threads or cores()
-    if precision not in get_args(Precision):
-        raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-    chosen: Precision = precision  # type: ignore[assignment]
+    if precision != "auto" and precision not in get_args(Precision):
+        raise InputError(f"`precision` must be auto or one of {', '.join(get_args(Precision))}, got {precision!r}")
+
+    def opened(name: str) -> Backend:
+        chosen: Precision = _preferred(name, stated) if precision == "auto" else precision  # type: ignore[assignment]
+        return BACKENDS[name](chosen, n_threads)
+
     if name == "auto":
-        found = _first_that_runs(chosen, n_threads)
-        _log.info("backend %s, %s, %d threads", found.name, precision, n_threads)
-        return found
-    if name not in BACKENDS:
+        found = _first_that_runs(opened)
+    elif name in BACKENDS:
+        found = opened(name)
+    else:
         raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
-    return BACKENDS[name](chosen, n_threads)
+    if "auto" in (name, precision):
+        _log.info("backend %s, %s, %d threads", found.name, found.precision, n_threads)
+    return found
 
 
-def _first_that_runs(precision: Precision, n_threads: int) -> Backend:
+def _preferred(name: str, stated: Collection[Precision]) -> Precision:
+    usable = ("fp32", "tf32", *stated)
+    return next((precision for precision in PREFERRED.get(name, ()) if precision in usable), "fp32")
+
+
+def _first_that_runs(opened: Callable[[str], Backend]) -> Backend:
     reasons = []
     for name in _AUTO:
         try:
-            return BACKENDS[name](precision, n_threads)
+            return opened(name)
         except (DeviceError, MissingDependencyError) as error:
             reasons.append(f"{name}: {error}")
     raise DeviceError("no backend can run: " + "; ".join(reasons))
