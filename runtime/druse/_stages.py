@@ -135,7 +135,7 @@ def _filled(resident: Resident, crystals: Crystals, latent: np.ndarray, level: i
     bucket.fill(crystals, latent, np.arange(len(crystals)))
     bucket.at_level(level)
     bucket.evaluate()
-    status = bucket.status()
+    status = bucket.status()[: len(crystals)]
     if not (status & OVERFLOW).any():
         return bucket
     if room.is_last:
