@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from plain.gemnet import triplet_graph
 from plain.step import edge_list, plain_model
-from resident import random_crystals
 from torch.utils.flop_counter import FlopCounterMode
 
 from druse import Crystals
 from druse._resident import Room
+from druse.bench import random_crystals
 from druse.conditions import ScalarProperty
 from druse.model import Model
 from druse_export.models.con_cdvae import ConCDVAE, ConCDVAEConfig

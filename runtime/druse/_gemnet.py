@@ -116,6 +116,30 @@ def factors(sizes: Sizes) -> np.ndarray:
     return np.array(found, np.float32).reshape(-1, 3)
 
 
+def flops(sizes: Sizes, degree: np.ndarray) -> float:
+    """Floating-point operations of the products in one evaluation, padding left out.
+
+    Args:
+        sizes: of the network.
+        degree: ``[atoms]`` directed edges into each atom; all that the count depends on.
+    """
+    n_atoms, directed, triplets = len(degree), float(np.sum(degree)), float(np.sum(np.square(degree, dtype=np.float64)))
+    total = 0.0
+    for layer in layers(sizes):
+        name = layer.name.rpartition(".")[2]
+        if name in ("elements", "levels"):  # rows are looked up
+            continue
+        if name in ("radial", "gate", "atom_gate"):  # the same in both directions
+            rows = directed / 2
+        else:
+            on_atoms = name in ("both", "species", "atom_dense") or ".atom_residuals." in layer.name
+            rows = n_atoms if on_atoms else directed
+        total += 2 * rows * layer.n_in * layer.n_out
+    # over the edges into an atom: Legendre block and messages, radial part, what an atom gets
+    sums = sizes.n_spherical * sizes.triplet * (triplets + sizes.cbf * directed) + sizes.edge * directed
+    return total + 2 * sizes.n_blocks * sums
+
+
 class GemNetT:
     """The score network, ready to run. Every thread may call it."""
 
@@ -126,7 +150,7 @@ class GemNetT:
             InputError: they are not those of such a network.
         """
         try:
-            self.sizes = _sizes(tensors, spec)
+            self.sizes = sizes_of(tensors, spec)
             kept = [(layer, tensors[f"decoder.{layer.name}.weight"]) for layer in layers(self.sizes)]
             bias = tensors["decoder.species_bias"]
             good = widths_fit(*self.sizes[:4]) and bias.shape == (self.sizes.n_species,)
@@ -173,7 +197,9 @@ class GemNetT:
         return score, logits
 
 
-def _sizes(tensors: Mapping[str, np.ndarray], spec: GraphSpec) -> Sizes:
+def sizes_of(tensors: Mapping[str, np.ndarray], spec: GraphSpec) -> Sizes:
+    """Of a network by its weights ``decoder.NAME.weight``; KeyError or ValueError where they are those of another."""
+
     def weight(name: str) -> tuple[int, int]:
         n_in, n_out = tensors[f"decoder.{name}.weight"].shape
         return int(n_in), int(n_out)

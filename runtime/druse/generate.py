@@ -41,7 +41,7 @@ class Generator:
         bundle: Any = None,
         *,
         backend: str | Backend = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         n_threads: int = 0,
         devices: Sequence[str] = (),
     ) -> None:

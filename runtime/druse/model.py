@@ -81,7 +81,7 @@ class Model:
         bundle: Any,
         *,
         backend: str | Backend = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         n_threads: int = 0,
         devices: Sequence[str] = (),
     ) -> "Model":
@@ -90,7 +90,7 @@ class Model:
         Args:
             bundle: an opened one, or the path of a folder or ``.zip``.
             backend: a name (see `druse.backends`), or one that is open.
-            precision: of products, for a backend given by name.
+            precision: of products, for a backend given by name; ``auto``: see `druse.backends.PREFERRED`.
             n_threads: 0 for every core, for a backend given by name.
             devices: such as ``("cuda:0", "cuda:1")``, which share the crystals; none: the first. For a backend given
                 by name.
@@ -105,9 +105,12 @@ class Model:
             if devices:
                 raise InputError("`devices` cannot be given with a backend that is open; give its name")
             return cls(opened, backend)
+        how: dict[str, Any] = {
+            "precision": precision, "n_threads": n_threads, "stated": opened.con_cdvae.decoder.precisions
+        }  # fmt: skip
         if devices:
-            return cls(opened, *open_backends(backend, devices, precision=precision, n_threads=n_threads))
-        return cls(opened, open_backend(backend, precision=precision, n_threads=n_threads))
+            return cls(opened, *open_backends(backend, devices, **how))
+        return cls(opened, open_backend(backend, **how))
 
     def runner(self, role: str) -> Runner:
         """A network by its role (see `ConCDVAEManifest.networks`), loaded at its first use."""

@@ -7,7 +7,9 @@ import pytest
 
 from druse import Crystals, Generator, SamplingSchedule
 from druse._cuda import _Graph
+from druse._peak import peak_gflops
 from druse.backends import open_backend
+from druse.bench import measure
 from druse.bundle import Bundle
 from druse.errors import DruseError, InputError
 from druse.model import Model
@@ -85,3 +87,18 @@ def test_what_comes_before_the_sampler_is_the_cpus() -> None:
     assert mine.cells.tobytes() == other.cells.tobytes()
     for name in ("latent", "cost"):
         assert mine.columns[name].tobytes() == other.columns[name].tobytes()
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_what_druse_bench_measures(precision: str) -> None:
+    backend = opened(precision).backend
+    assert peak_gflops(backend, n=512) > 0
+    try:
+        generator = Generator(Bundle.embedded(), backend=backend)
+        (step,) = measure(generator, n_crystals=(40,), schedule=None, peak=False, seconds=0.01).steps
+    except InputError as error:
+        pytest.skip(f"the bundle has no such graphs: {error}")
+    assert step.captured
+    assert all(spent is not None and spent > 0 for spent in step.milliseconds.values())
+    assert step.device_bytes is not None, "which other processes change too, so no more is asked of it"
+    assert step.array_bytes

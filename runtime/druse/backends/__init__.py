@@ -22,7 +22,7 @@ A backend that is asked for by name runs or raises; ``auto`` takes the first tha
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -32,7 +32,16 @@ from druse._device import Device, Work
 from druse.bundle import Network, Precision
 from druse.errors import DeviceError, InputError, MissingDependencyError
 
-__all__ = ["BACKENDS", "Backend", "OutOfMemoryError", "ResidentBackend", "Runner", "open_backend", "open_backends"]
+__all__ = [
+    "BACKENDS",
+    "PREFERRED",
+    "Backend",
+    "OutOfMemoryError",
+    "ResidentBackend",
+    "Runner",
+    "open_backend",
+    "open_backends",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -186,30 +195,48 @@ _ON_DEVICES: dict[str, tuple[str, Callable[[Precision, int, int], ResidentBacken
     "tensorrt-rtx": ("cuda", _tensorrt_rtx),
 }
 
+PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp32",)}
+"""What ``auto`` is as a precision: the first of these that the bundle has; fp32 on backends that are not listed.
 
-def open_backend(name: str = "auto", *, precision: str = "fp32", n_threads: int = 0) -> Backend:
+On a GPU it is to be the fastest in which crystals are distributed as in fp32, by ``benchmarks/precision.py`` on at
+least 500 crystals (``docs/performance.md``); until that has been run for every precision, fp32.
+"""
+
+
+def open_backend(
+    name: str = "auto", *, precision: str = "auto", n_threads: int = 0, stated: Collection[Precision] = ()
+) -> Backend:
     """A backend by its name, on its first device where it has any.
 
     Args:
         name: one of `BACKENDS`, or ``auto``.
-        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``, of products; never changed silently.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``, of products, and then never changed; or ``auto``, see
+            `PREFERRED`.
         n_threads: 0 for every core that this process may use.
+        stated: the precisions that the bundle's networks state in graphs of their own, among which ``auto`` may choose.
 
     Raises:
         InputError: no backend, or no precision, has this name.
         MissingDependencyError: its extra is not installed.
         DeviceError: it cannot run here, or not in this precision.
     """
-    chosen, n_threads = _checked(name, precision, n_threads)
+    n_threads = _checked(name, precision, n_threads)
     if name == "auto":
-        found = _first_that_runs(chosen, n_threads)
-        _log.info("backend %s, %s, %d threads", found.name, precision, n_threads)
-        return found
-    return BACKENDS[name](chosen, n_threads)
+        found = _first_that_runs(precision, n_threads, stated)
+    else:
+        found = BACKENDS[name](_chosen(name, precision, stated), n_threads)
+    if "auto" in (name, precision):
+        _log.info("backend %s, %s, %d threads", found.name, found.precision, n_threads)
+    return found
 
 
 def open_backends(
-    name: str, devices: Sequence[str], *, precision: str = "fp32", n_threads: int = 0
+    name: str,
+    devices: Sequence[str],
+    *,
+    precision: str = "auto",
+    n_threads: int = 0,
+    stated: Collection[Precision] = (),
 ) -> tuple[ResidentBackend, ...]:
     """A backend once on each of several devices; the first one's host runs what does not run on a device.
 
@@ -218,13 +245,14 @@ def open_backends(
         devices: such as ``cuda:0``; of ``ort-host``, ``host:0`` and any number of others.
         precision: see `open_backend`.
         n_threads: see there.
+        stated: see there.
 
     Raises:
         InputError: see there; or the backend has no devices, or none of these names.
         MissingDependencyError: its extra is not installed.
         DeviceError: one of the devices cannot run it.
     """
-    chosen, n_threads = _checked(name, precision, n_threads)
+    n_threads = _checked(name, precision, n_threads)
     name = "ort-cuda" if name == "auto" else name
     if name not in _ON_DEVICES:
         raise InputError(f"`devices` are for {', '.join(_ON_DEVICES)}; leave them out for {name}")
@@ -235,23 +263,31 @@ def open_backends(
         raise InputError(
             f"`devices` of {name} must be different ones such as {kind}:0 and {kind}:1, got {', '.join(devices)}"
         )
+    chosen = _chosen(name, precision, stated)
     return tuple(opened(chosen, n_threads, number) for number in numbers)
 
 
-def _checked(name: str, precision: str, n_threads: int) -> tuple[Precision, int]:
+def _checked(name: str, precision: str, n_threads: int) -> int:
     n_threads = number("n_threads", n_threads, "a whole number from 0 (every core)", lambda n: n >= 0, integer=True)
-    if precision not in get_args(Precision):
-        raise InputError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision != "auto" and precision not in get_args(Precision):
+        raise InputError(f"`precision` must be auto or one of {', '.join(get_args(Precision))}, got {precision!r}")
     if name not in ("auto", *BACKENDS):
         raise InputError(f"`backend` must be auto or one of {', '.join(BACKENDS)}, got {name!r}")
-    return precision, n_threads or cores()  # type: ignore[return-value]
+    return n_threads or cores()
 
 
-def _first_that_runs(precision: Precision, n_threads: int) -> Backend:
+def _chosen(name: str, precision: str, stated: Collection[Precision]) -> Precision:
+    if precision != "auto":
+        return precision  # type: ignore[return-value]
+    usable = ("fp32", "tf32", *stated)
+    return next((preferred for preferred in PREFERRED.get(name, ()) if preferred in usable), "fp32")
+
+
+def _first_that_runs(precision: str, n_threads: int, stated: Collection[Precision]) -> Backend:
     reasons = []
     for name in _AUTO:
         try:
-            return BACKENDS[name](precision, n_threads)
+            return BACKENDS[name](_chosen(name, precision, stated), n_threads)
         except (DeviceError, MissingDependencyError) as error:
             reasons.append(f"{name}: {error}")
     raise DeviceError("no backend can run: " + "; ".join(reasons))

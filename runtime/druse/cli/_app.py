@@ -10,6 +10,7 @@ from rich.markup import escape
 
 import druse
 from druse.cli import _bundle
+from druse.cli._bench import bench
 from druse.cli._doctor import doctor
 from druse.cli._evaluate import evaluate
 from druse.cli._generate import export, generate, resume
@@ -28,6 +29,7 @@ app.command()(generate)
 app.command()(resume)
 app.command()(export)
 app.command()(evaluate)
+app.command()(bench)
 app.command()(doctor)
 app.add_typer(_bundle.app, name="bundle")
 attach(app)

@@ -119,7 +119,7 @@ def _table(properties: Sequence[dict[str, Any]]) -> Table:
 def verify(
     bundle: Path_,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16; what the backend can.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16; what the backend can.")] = "auto",
     threads: Annotated[int, typer.Option(help="0: every core.", min=0)] = 0,
     as_json: AsJSON = False,
 ) -> None:
@@ -129,16 +129,24 @@ def verify(
     from druse.verify import verify as replay
 
     opened = Bundle.open(bundle)
-    engine = open_backend(backend, precision=precision, n_threads=threads)
+    decoder = getattr(opened.manifest, "decoder", None)
+    stated = decoder.precisions if decoder is not None else ()
+    engine = open_backend(backend, precision=precision, n_threads=threads, stated=stated)
     deviations = list(replay(opened, engine))
     good = all(deviation.ok for deviation in deviations)
     if as_json:
         rows = [{**_numbers(deviation._asdict()), "ok": deviation.ok} for deviation in deviations]
-        content = {"bundle": opened.name, "backend": engine.name, "precision": precision, "ok": good, "outputs": rows}
+        content = {
+            "bundle": opened.name,
+            "backend": engine.name,
+            "precision": engine.precision,
+            "ok": good,
+            "outputs": rows,
+        }
         typer.echo(json.dumps(content, indent=2))
         raise typer.Exit(0 if good else 1)
     console = _page()
-    how = f" on {engine.name}, {precision}: {engine.describe()}"
+    how = f" on {engine.name}, {engine.precision}: {engine.describe()}"
     console.print(Text.assemble((_plain(opened.name).plain, "bold"), how))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading in ("output", "largest", "rms", "tolerance", "", "one crystal alone"):
