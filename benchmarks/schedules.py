@@ -43,6 +43,7 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "mp20" / "val.csv.gz"
 WEIGHTS = HERE.parent / "models" / "cgcnn_formation_energy.safetensors"
 REAL = "MP-20, validation"
+ENERGY = "formation_energy_per_atom"
 
 VARIANTS: dict[str, SamplingSchedule] = {
     **{
@@ -131,6 +132,7 @@ COLUMNS = (
     Column("density", "distance to MP-20's", "distance"),
     Column("elements", "elements", "mean"),
     Column("energy", "CGCNN, eV/atom", "mean"),
+    Column("off", "off its condition, eV/atom", "mean"),
 )
 RELAXED = (
     Column("matched", "the same crystal after, %", "share", 0),
@@ -138,7 +140,7 @@ RELAXED = (
     Column("displacement", "displacement, Å", "median"),
     Column("drop", "energy lost, eV/atom", "median", 3),
 )
-PAIRED = ("compositional", "shortest", "energy", "matched", "rmsd", "displacement", "drop")
+PAIRED = ("compositional", "shortest", "elements", "energy", "off", "matched", "rmsd", "displacement", "drop")
 
 
 def shortest_distances(crystals: Crystals) -> np.ndarray:
@@ -168,10 +170,13 @@ def sampled(name: str, schedule: SamplingSchedule, generator: Generator, options
     return run
 
 
-def crystals_of(run: Run) -> tuple[Crystals, np.ndarray]:
-    """The good crystals of a run, and their numbers."""
+def crystals_of(run: Run) -> tuple[Crystals, np.ndarray, np.ndarray]:
+    """The good crystals of a run, their numbers, and the formation energies that they were conditioned on, eV/atom."""
     parts = [part.take(np.flatnonzero(part.ok)) for part in run.generated()]
-    return Crystals.concatenate(parts), np.concatenate([part.ids for part in parts]).astype(int)
+    ids = np.concatenate([part.ids for part in parts]).astype(int)
+    unknown = np.full(len(ids), np.nan)
+    given = [part.columns.get(f"condition_{ENERGY}") for part in parts]
+    return Crystals.concatenate(parts), ids, unknown if given[0] is None else np.concatenate(given)
 
 
 def measured(name: str, crystals: Crystals, place: Path, energy: PropertyModel, steps: int) -> dict[str, np.ndarray]:
@@ -249,7 +254,9 @@ def show(title: str, rows: list[Entry], columns: list[Column], first: str) -> No
     for k, text in enumerate((first, "evaluations", *(column.title for column in columns))):
         table.add_column(text, justify="right" if k else "left", no_wrap=True)
     for row in rows:
-        cells = [row[column.title].text(column.scale, column.digits) for column in columns]
+        cells = [
+            row[column.title].text(column.scale, column.digits) if column.title in row else "" for column in columns
+        ]
         evaluations = row["evaluations"]
         table.add_row(row["schedule"], "" if np.isnan(evaluations) else f"{evaluations:,.0f}", *cells)
     print(f"\n{title}")
@@ -289,10 +296,11 @@ def main() -> None:
     for name in names:
         schedule = {**SCHEDULES, **VARIANTS}[name]
         run = sampled(name, schedule, generator, options)
-        crystals, ids = crystals_of(run)
+        crystals, ids, wanted = crystals_of(run)
+        found = measured(name, crystals, run.path, energy, options.relax)
+        found["off"] = np.abs(found["energy"] - wanted)
         values = {
-            key: spread(value, ids, options.count, 0.0 if key in shares else np.nan)
-            for key, value in measured(name, crystals, run.path, energy, options.relax).items()
+            key: spread(value, ids, options.count, 0.0 if key in shares else np.nan) for key, value in found.items()
         }
         evaluations = n_evaluations(schedule, run, generator)
         entries.append(entry_of(name, values, reference, evaluations))
