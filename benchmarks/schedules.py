@@ -45,28 +45,32 @@ WEIGHTS = HERE.parent / "models" / "cgcnn_formation_energy.safetensors"
 REAL = "MP-20, validation"
 ENERGY = "formation_energy_per_atom"
 
+STEPS = ("1e-5", "2e-5", "3e-5", "5e-5", "7e-5", "1e-4", "1.5e-4", "2e-4")
+
+
+def langevin(n: int, step: str = "5e-5", **others: Any) -> SamplingSchedule:
+    return SamplingSchedule(**{"method": "langevin", "n_steps": n, "step_lr": float(step), "skip": 0.5, **others})
+
+
+def ancestral(n: int = 0, step: str = "5e-5", **others: Any) -> SamplingSchedule:
+    return SamplingSchedule(**{"method": "ancestral", "n_steps": n, "step_lr": float(step), "skip": 0.5, **others})
+
+
 VARIANTS: dict[str, SamplingSchedule] = {
-    **{
-        f"langevin {n}, step {step}": SamplingSchedule(method="langevin", n_steps=n, step_lr=float(step), skip=0.5)
-        for n, step in itertools.product((5, 10), ("1e-5", "2e-5", "3e-5", "5e-5", "1e-4", "1.5e-4", "2e-4"))
-    },
-    **{
-        f"ancestral, {n} correctors, step {step}": SamplingSchedule(
-            method="ancestral", n_steps=n, step_lr=float(step), skip=0.5
-        )
-        for n, step in itertools.product((1, 4), ("1e-5", "2e-5", "5e-5", "1e-4"))
-    },
+    **{f"langevin {n}, step {step}": langevin(n, step) for n, step in itertools.product((2, 5, 10), STEPS)},
+    **{f"correctors {n}, step {step}": ancestral(n, step) for n, step in itertools.product((1, 2, 4, 10), STEPS)},
     "langevin 10, as faithful else": SamplingSchedule(method="langevin", n_steps=10, draw_types=False, denoise=False),
-    "langevin 10, likeliest types": SamplingSchedule(method="langevin", n_steps=10, draw_types=False, skip=0.5),
-    "ancestral, likeliest types": SamplingSchedule(method="ancestral", skip=0.5, draw_types=False),
-    **{
-        f"ancestral, stop at {sigma} Å": SamplingSchedule(method="ancestral", skip=0.5, sigma_stop=sigma)
-        for sigma in (0.02, 0.05, 0.1, 0.2)
-    },
-    **{
-        f"{method}, {n} levels": SamplingSchedule(method=method, n_levels=n, skip=0.5)
-        for method, n in itertools.product(("ancestral", "dpm-solver"), (10, 20))
-    },
+    "langevin 10, likeliest types": langevin(10, draw_types=False),
+    "langevin 20, 20 levels": langevin(20, n_levels=20),
+    "langevin 40, 10 levels": langevin(40, n_levels=10),
+    "langevin 14, stop at 0.05 Å": langevin(14, sigma_stop=0.05),
+    "langevin 18, stop at 0.1 Å": langevin(18, sigma_stop=0.1),
+    "langevin 14, begin at a quarter": langevin(14, skip=0.25),
+    "langevin 20, begin at a quarter, stop at 0.05 Å": langevin(20, skip=0.25, sigma_stop=0.05),
+    "langevin 100": langevin(100),
+    "ancestral, likeliest types": ancestral(draw_types=False),
+    **{f"ancestral, stop at {sigma} Å": ancestral(sigma_stop=sigma) for sigma in (0.02, 0.05, 0.1)},
+    "ancestral, 20 levels": ancestral(n_levels=20),
 }
 """What the named schedules were chosen from."""
 
