@@ -65,8 +65,25 @@ def read_columns(path: Path, advice: str) -> dict[str, Any]:
         table = parquet.read_table(path, memory_map=False)
         return {name: _array(table.column(name).combine_chunks()) for name in table.column_names}
     except (pa.ArrowException, OSError, ValueError) as error:
-        text = str(error).strip().splitlines()
-        raise InputError(f"{path} cannot be read ({text[0] if text else 'no reason given'}); {advice}") from error
+        raise _unreadable(path, error, advice) from error
+
+
+def read_facts(path: Path, advice: str) -> dict[str, str]:
+    """The facts that `write_columns` wrote beside the columns; arguments and errors as of `read_columns`."""
+    require("pyarrow.parquet", purpose="reading Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        facts = parquet.read_schema(path, memory_map=False).metadata or {}
+        return {key.decode(): text.decode() for key, text in facts.items()}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error, advice) from error
+
+
+def _unreadable(path: Path, error: Exception, advice: str) -> InputError:
+    text = str(error).strip().splitlines()
+    return InputError(f"{path} cannot be read ({text[0] if text else 'no reason given'}); {advice}")
 
 
 def _array(column: Any) -> Any:

@@ -37,7 +37,7 @@ _STATUS_TEXTS = {
     TOO_MANY_IMAGES: "too many periodic images are within the cutoff (more than 2^20, or 2^31 with all atoms)",
     EDGE_OVERFLOW: "its edges did not fit into the edge capacity",
     DEGREE_OVERFLOW: "an atom has more edges than the degree capacity",
-    OUT_OF_MEMORY: "memory for its graph could not be had",
+    OUT_OF_MEMORY: "there is too little memory for it alone",
     EMPTY: "it has no atoms",
     COINCIDENT: "two atoms are within 0.01 Angstrom of each other",
     ISOLATED: "an atom has no neighbour within the cutoff",

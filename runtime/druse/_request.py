@@ -125,6 +125,18 @@ class Ranked(NamedTuple):
         )
 
 
+class Ranking(NamedTuple):
+    """How far a run has ranked its latents.
+
+    Attributes:
+        drawn: latents so far, the first of them.
+        best: of these, at most as many as the run has crystals.
+    """
+
+    drawn: int
+    best: Ranked
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated(Crystals):
     """Crystals of a run.

@@ -1,6 +1,7 @@
 """The threads of a run, and its shards: crystals that are finished together, cut into bins that go side by side."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,11 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from druse import _trajectory
-from druse._graph import NON_FINITE
+from druse._graph import NON_FINITE, OUT_OF_MEMORY
 from druse._request import Generated, Progress, Ranked, Report, Request
 from druse._score import in_parts
 from druse.control import Masks
 from druse.model import Model
+from druse.sampling import LangevinState
+
+_log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
@@ -88,10 +92,19 @@ class Shards:
     ) -> _trajectory.Finished:  # fmt: skip
         some = chosen[piece.start : piece.stop]
         share = len(some) / request.schedule.n_evaluations(len(levels))
-        return _trajectory.walk(
-            model, request.schedule, self._start.crystals.take(some), latent[some], levels, masks,
-            seed=request.seed, ids=self._ids[some], tick=lambda: work.tick(share),
-        )  # fmt: skip
+        crystals = self._start.crystals.take(some)
+        try:
+            return _trajectory.walk(
+                model, request.schedule, crystals, latent[some], levels, masks,
+                seed=request.seed, ids=self._ids[some], tick=lambda: work.tick(share),
+            )  # fmt: skip
+        except MemoryError as error:
+            if len(some) > 1:
+                raise  # in two halves, it may fit
+            _log.warning("crystal %d does not fit in memory, and is left out: %s", self._ids[some[0]], error)
+        work.tick(1.0)
+        failed = LangevinState(crystals.frac, crystals.species, np.array([OUT_OF_MEMORY], np.uint32))
+        return _trajectory.Finished(failed, np.zeros(1, bool))
 
     def results(self) -> Iterator[Generated]:
         """Each shard's crystals, in order, when all are finished."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from druse import _trajectory
-from druse._request import DEFAULT_SCHEDULE, OVERSAMPLE, Generated, Progress, Ranked, Report, Request
+from druse._request import DEFAULT_SCHEDULE, OVERSAMPLE, Generated, Progress, Ranked, Ranking, Report, Request
 from druse._shards import Shards, Work, joined
 from druse.backends import Backend
 from druse.bundle import Bundle
@@ -27,7 +27,17 @@ from druse.noise import Purpose, normal
 from druse.schedules import SamplingSchedule, sampling_schedule
 from druse.strategies import Conditions, conditions_for
 
-__all__ = ["DEFAULT_SCHEDULE", "OVERSAMPLE", "Generated", "Generator", "Progress", "Ranked", "Report", "Request"]
+__all__ = [
+    "DEFAULT_SCHEDULE",
+    "OVERSAMPLE",
+    "Generated",
+    "Generator",
+    "Progress",
+    "Ranked",
+    "Ranking",
+    "Report",
+    "Request",
+]
 
 _BLOCK = 4096
 """Latents drawn at once."""
@@ -121,7 +131,19 @@ class Generator:
         )  # fmt: skip
 
     def rank(self, request: Request, conditions: Conditions, *, progress: Report | None = None) -> Ranked:
-        """Draw latents from the prior and keep the best.
+        """Draw latents from the prior and keep the best; see `ranking`."""
+        *_, whole = self.ranking(request, conditions, progress=progress)
+        return whole.best
+
+    def ranking(
+        self,
+        request: Request,
+        conditions: Conditions,
+        *,
+        after: Ranking | None = None,
+        progress: Report | None = None,
+    ) -> Iterator[Ranking]:
+        """Draw latents from the prior and keep the best, a block at a time; the last is that of all latents.
 
         The cost of a latent, as in Con-CDVAE: over the given properties that the Predictor knows, |predicted - given|
         in units of the property's range, and 1 - probability of a given class. A control adds, each from 0 to 1, the
@@ -129,11 +151,20 @@ class Generator:
         difference from its composition), and the relative change of the lattice's metric tensor. A latent whose
         lattice cannot be comes last. Of equals the first drawn counts. A property that the Predictor does not know
         conditions the latents but does not rank them.
+
+        Args:
+            request: of the run.
+            conditions: `check`'s answer.
+            after: an earlier one of the same request, to go on from.
+            progress: told how many latents are drawn.
         """
-        total, best = request.count * request.oversample, None
+        total, best = request.count * request.oversample, after.best if after is not None else None
+        begin = after.drawn if after is not None else 0
         masks = self._masks(request)
         prior_specs = [spec.name for spec in self.model.manifest.priors[conditions.prior].conditions]
-        for first in range(0, total, _BLOCK):
+        if progress is not None and begin:
+            progress(Progress("latents", begin, total))
+        for first in range(begin, total, _BLOCK):
             ids = np.arange(first, min(first + _BLOCK, total), dtype=np.uint64)
             values = conditions.values(request.seed, ids)
             terms = self.model.prior_terms({k: values[k] for k in prior_specs}, len(ids), prior=conditions.prior)
@@ -145,9 +176,10 @@ class Generator:
             block = Ranked(ids, z, cost, values, predicted)
             best = block if best is None else Ranked.concatenate(best, block)
             best = best.take(np.lexsort((best.latent_ids, best.cost))[: request.count])
+            drawn = int(ids[-1]) + 1
             if progress is not None:
-                progress(Progress("latents", int(ids[-1]) + 1, total))
-        return best  # type: ignore[return-value]  # there is at least one block
+                progress(Progress("latents", drawn, total))
+            yield Ranking(drawn, best)
 
     def sample(
         self, request: Request, ranked: Ranked, *, shards: list[range] | None = None, progress: Report | None = None

@@ -3,6 +3,7 @@
 ```
 RUN/
   run.json            what was asked for, of which bundle, with what; written first
+  ranking.parquet     while latents are ranked: the best so far; then it goes
   latents.parquet     the chosen latents, best first
   shards/00000.parquet ...   crystals; each file appears whole or not at all
   crystals.extxyz, crystals.cif   the good ones, when all are finished
@@ -28,6 +29,7 @@ import numpy as np
 
 from druse._columns import Ragged, read_columns, write_columns
 from druse._files import whole_file
+from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
 from druse.crystals import Crystals
 from druse.errors import InputError
@@ -38,7 +40,9 @@ from druse.strategies import RangeWarning
 __all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
 
 _SCHEMA = 1
-_RUN, _LATENTS, _SHARDS, _LOCK = "run.json", "latents.parquet", "shards", ".lock"
+_RUN, _RANKING, _LATENTS, _SHARDS, _LOCK = "run.json", "ranking.parquet", "latents.parquet", "shards", ".lock"
+_PIECE = 32_768
+"""Latents after which the ranking is stored; or as many as the run has crystals, if that is more to write."""
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow")
 
 
@@ -267,13 +271,13 @@ class Run:
                 if name.startswith(("changed_", "predicted_")) and column.ndim == 1:
                     sums[name] += float(column.sum(dtype=np.float64))
         means = {name: total / finished for name, total in sums.items()}
-        changed = _group(means, "changed_") if self.request.control else {}
+        changed = grouped_columns(means, "changed_") if self.request.control else {}
         return Summary(
             count=self.request.count,
             finished=finished,
             good=good,
             changed=changed,
-            predicted=_group(means, "predicted_"),
+            predicted=grouped_columns(means, "predicted_"),
             seconds=dict(seconds or {}),
         )
 
@@ -288,24 +292,35 @@ class Run:
         ]
 
     def _latents(self, generator: Generator, progress: Report | None) -> Ranked:
-        path = self.path / _LATENTS
+        path, count = self.path / _LATENTS, self.request.count
         if not path.exists():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RangeWarning)  # said when the run was made
-                conditions = generator.check(self.request)
-            ranked = generator.rank(self.request, conditions, progress=progress)
-            columns = {"latent": ranked.latent_ids, "z": ranked.z, "cost": ranked.cost}
-            columns |= {f"condition_{name}": value for name, value in ranked.values.items()}
-            columns |= {f"predicted_{name}": value for name, value in ranked.predicted.items()}
-            write_columns(path, columns, {"druse": self.file.versions.get("druse", "")})
-        columns = read_columns(path, f"delete it, and druse resume {self.path}")
-        try:
-            latent, z, cost = columns["latent"], columns["z"], columns["cost"]
-        except KeyError as error:
-            raise InputError(f"{path} has no column {error}; delete it, and druse resume {self.path}") from error
-        if len(latent) != self.request.count:
-            raise InputError(f"{path} has {len(latent)} latents, not {self.request.count}; delete it and the shards")
-        return Ranked(latent, z, cost, _group(columns, "condition_"), _group(columns, "predicted_"))
+            facts = {"druse": self.file.versions.get("druse", "")}
+            write_ranked(path, self._ranked(generator, facts, progress), facts)
+        (self.path / _RANKING).unlink(missing_ok=True)
+        latents = read_ranked(path, self._advice)
+        if len(latents.cost) != count:
+            raise InputError(f"{path} has {len(latents.cost)} latents, not {count}; delete it and the shards")
+        return latents
+
+    def _ranked(self, generator: Generator, facts: Mapping[str, str], progress: Report | None) -> Ranked:
+        """The best of all latents; what an interrupted process has ranked of them is not ranked again."""
+        path, count, total = self.path / _RANKING, self.request.count, self.request.count * self.request.oversample
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RangeWarning)  # said when the run was made
+            conditions = generator.check(self.request)
+        before = read_ranking(path, count, total, self._advice) if path.exists() else None
+        stored = 0 if before is None else before.drawn
+        for ranking in generator.ranking(self.request, conditions, after=before, progress=progress):
+            if ranking.drawn == total:
+                break
+            if ranking.drawn - stored >= max(_PIECE, count):
+                write_ranking(path, ranking, facts)
+                stored = ranking.drawn
+        return ranking.best
+
+    @property
+    def _advice(self) -> str:
+        return f"delete it, and druse resume {self.path}"
 
     def _shard(self, k: int) -> Path:
         return self.path / _SHARDS / f"{k:05d}.parquet"
@@ -323,7 +338,7 @@ class Run:
 
     def _load(self, k: int, rows: range) -> Generated:
         path = self._shard(k)
-        columns = read_columns(path, f"delete it, and druse resume {self.path}")
+        columns = read_columns(path, self._advice)
         try:
             ids, status, cell = columns.pop("id"), columns.pop("status"), columns.pop("cell")
             species, frac = columns.pop("species"), columns.pop("frac")
@@ -339,7 +354,7 @@ class Run:
                 columns,
             )
         except (KeyError, AttributeError, ValueError) as error:
-            raise InputError(f"{path} is not this run's ({error}); delete it, and druse resume {self.path}") from error
+            raise InputError(f"{path} is not this run's ({error}); {self._advice}") from error
 
     def _tidy(self) -> None:
         """Remove what a killed writer left unfinished."""
@@ -368,10 +383,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _is_left_over(path: Path) -> bool:
     """What a writer that was killed may have left before there was a run."""
     return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".part"))
-
-
-def _group(columns: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
 
 
 def _versions() -> dict[str, str]:

@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
 from druse import Control, Crystals, Generated, Generator, SamplingSchedule
-from druse._graph import NON_FINITE, SINGULAR
+from druse._graph import NON_FINITE, OUT_OF_MEMORY, SINGULAR
 from druse.backends import OutOfMemoryError
 from druse.bravais import constrain
 from druse.elements import SYMBOLS, formula_of
 from druse.errors import InputError
 from druse.generate import Progress, Request
+from druse.graphs import describe_status
 from druse.model import Model, Score
 
 QUICK = SamplingSchedule(method="ancestral", n_levels=4, n_steps=1)
@@ -191,6 +192,49 @@ def test_a_failing_crystal_is_marked_and_the_others_are_as_they_were(bundle_path
     assert not made.ok[sick].any()
     well = np.flatnonzero(~sick & crystals.ok)
     assert same(made.take(well), crystals.take(well))
+
+
+class Hungry(Model):
+    """A score network that has no memory for more than three crystals at once, and none for one of six atoms."""
+
+    def score(self, crystals: Any, *args: Any, **options: Any) -> Any:
+        if len(crystals) > 3 or 6 in crystals.n_atoms:
+            raise MemoryError("for a test")
+        return super().score(crystals, *args, **options)
+
+
+def test_a_crystal_that_does_not_fit_in_memory_is_marked_and_the_others_are_as_they_were(
+    bundle_path: Path, crystals: Generated
+) -> None:
+    generator = Generator(bundle_path, n_threads=2)
+    generator.model.__class__ = Hungry
+    told: list[Progress] = []
+    made = all_of(generator.generate(GAP, count=24, oversample=4, seed=5, schedule=QUICK, progress=told.append))
+    large = (made.n_atoms == 6) & crystals.ok
+    assert large.any()
+    assert np.all(made.status[large] == OUT_OF_MEMORY)
+    assert describe_status(int(made.status[large][0])) == ["there is too little memory for it alone"]
+    assert not made.ok[large].any()
+    assert not made.columns["changed_composition"][large].any()
+    assert told[-1].done == 24
+    well = np.flatnonzero(~large)
+    assert same(made.take(well), crystals.take(well))
+
+
+def test_ranking_goes_on_from_any_block(generator: Generator) -> None:
+    request = Request(targets=GAP, count=50, oversample=300, seed=2, schedule=QUICK)
+    conditions = generator.check(request)
+    whole = list(generator.ranking(request, conditions))
+    assert [part.drawn for part in whole] == [4096, 8192, 12288, 15000]
+    for k in (0, 2, 3):
+        told: list[Progress] = []
+        rest = list(generator.ranking(request, conditions, after=whole[k], progress=told.append))
+        assert [part.drawn for part in rest] == [part.drawn for part in whole[k + 1 :]]
+        assert [entry.done for entry in told] == [part.drawn for part in whole[k:]]
+        for mine, theirs in zip(rest, whole[k + 1 :], strict=True):
+            assert np.array_equal(mine.best.latent_ids, theirs.best.latent_ids)
+            assert np.array_equal(mine.best.z, theirs.best.z)
+    assert np.array_equal(generator.rank(request, conditions).latent_ids, whole[-1].best.latent_ids)
 
 
 def test_an_impossible_cell_is_marked(generator: Generator) -> None:

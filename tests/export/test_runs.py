@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
 from druse import Control, Generator, Request, Run, SamplingSchedule
+from druse._columns import read_columns, write_columns
 from druse.errors import InputError
 from druse.generate import Progress
 
@@ -109,6 +112,56 @@ def test_a_run_killed_at_ten_moments_gives_the_same_files(bundle_path: Path, tmp
     assert last.returncode == 0, last.stderr
     assert exported(run) == exported(whole)
     assert not [name for name in files_in(run.path) if name.endswith(".part")]
+
+
+def test_a_run_that_is_stopped_while_it_ranks_goes_on_where_it_was(generator: Generator, tmp_path: Path) -> None:
+    """At most a piece of 32,768 latents is ranked again."""
+    request = msgspec.structs.replace(REQUEST, oversample=5000)
+    whole = Run.create(tmp_path / "whole", generator, request)
+    whole.finish(generator)
+    run = Run.create(tmp_path / "stopped", generator, request)
+
+    def until(latents: int) -> Callable[[Progress], None]:
+        def report(progress: Progress) -> None:
+            if progress.done >= latents:
+                raise KeyboardInterrupt
+
+        return report
+
+    for latents, begin in ((10_000, 4096), (45_000, 4096), (70_000, 32_768), (70_000, 65_536), (90_000, 65_536)):
+        told: list[float] = []
+        stop = until(latents)
+
+        def report(progress: Progress, told: list[float] = told, stop: Any = stop) -> None:
+            told.append(progress.done)
+            stop(progress)
+
+        with pytest.raises(KeyboardInterrupt):
+            run.finish(generator, progress=report)
+        assert told[0] == begin
+    assert files_in(run.path) == {"run.json", ".lock", "ranking.parquet"}
+    run.finish(generator)
+    assert files_in(run.path) == files_in(whole.path)
+    assert exported(run) == exported(whole)
+    latents = [(place.path / "latents.parquet").read_bytes() for place in (run, whole)]
+    assert latents[0] == latents[1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another run", "no number"])
+def test_a_damaged_ranking_is_named(generator: Generator, tmp_path: Path, damage: str) -> None:
+    run = Run.create(tmp_path / "run", generator, REQUEST)
+    run.finish(generator)
+    content = (run.path / "latents.parquet").read_bytes()
+    (run.path / "latents.parquet").unlink()
+    columns, ranking = read_columns(run.path / "shards" / "00000.parquet", ""), run.path / "ranking.parquet"
+    if damage == "cut":
+        ranking.write_bytes(content[:-20])
+    elif damage == "no number":
+        ranking.write_bytes(content)
+    else:
+        write_columns(ranking, columns, {"drawn": "10"})
+    with pytest.raises(InputError, match=r"ranking.parquet .*delete it, and druse resume"):
+        run.finish(generator)
 
 
 def test_ctrl_c_leaves_what_is_finished(bundle_path: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -82,6 +83,61 @@ def test_solvers_converge_at_their_order(method: Any, order: int) -> None:
         errors.append(abs(factor / wanted_last - 1))
     assert errors[0] / errors[1] > 2 ** (order - 0.4)
     assert errors[1] / errors[2] > 2 ** (order - 0.4)
+
+
+EVERY_METHOD = [
+    SamplingSchedule(method="langevin", n_steps=2),
+    SamplingSchedule(method="ancestral"),
+    SamplingSchedule(method="ancestral", n_steps=2),
+    SamplingSchedule(method="heun"),
+    SamplingSchedule(method="dpm-solver"),
+]
+
+
+@pytest.mark.parametrize("schedule", EVERY_METHOD, ids=lambda s: f"{s.method}-{s.n_steps}")
+@pytest.mark.parametrize("sigma_stop", [0.0, 0.05])
+def test_every_method_ends_at_what_the_network_expects_wherever_it_stops(
+    schedule: SamplingSchedule, sigma_stop: float
+) -> None:
+    """The last move is the whole way to D(X, sigma) of the last level, without noise; no level below is evaluated."""
+    schedule = msgspec.structs.replace(schedule, sigma_stop=sigma_stop)
+    levels = schedule.levels(SIGMAS, 1e9)
+    assert SIGMAS[levels[-1]] >= sigma_stop
+    assert levels[-1] == 49 or SIGMAS[levels[-1] + 1] < sigma_stop
+    rng, evaluated = np.random.default_rng(0), []
+
+    def score(state: LangevinState, level: int) -> tuple[np.ndarray, np.ndarray]:
+        scaled = rng.standard_normal((3, 3)).astype(np.float32)
+        evaluated.append((level, state.frac, state.frac + SIGMAS[level] * scaled))
+        return scaled, np.zeros((3, 4), np.float32)
+
+    def update(
+        state: LangevinState, vector: Any, logits: Any, *, drift: float, diffusion: float = 0.0, step: int = 0,
+        purpose: int = Purpose.LANGEVIN,
+    ) -> LangevinState:  # fmt: skip
+        return state._replace(frac=state.frac + drift * vector + diffusion * rng.standard_normal((3, 3)))
+
+    start = LangevinState(np.zeros((3, 3)), np.ones(3, np.int32), np.zeros(3, np.uint32))
+    end = run(schedule, score, update, start, SIGMAS, levels)
+    level, _, expected = evaluated[-1]
+    assert level == levels[-1] == max(number for number, *_ in evaluated)
+    assert len(evaluated) == schedule.n_evaluations(len(levels))
+    assert np.allclose(end.frac, expected, atol=1e-6)
+
+
+def test_every_named_schedule_but_the_authors_ends_without_noise() -> None:
+    assert [name for name, schedule in SCHEDULES.items() if not schedule.denoise] == ["faithful"]
+    faithful = SCHEDULES["faithful"]
+    assert msgspec.structs.replace(faithful, denoise=True).n_evaluations(50) == faithful.n_evaluations(50) + 1
+
+
+@pytest.mark.parametrize("schedule", EVERY_METHOD, ids=lambda s: f"{s.method}-{s.n_steps}")
+def test_stopping_early_costs_less_and_changes_little(schedule: SamplingSchedule) -> None:
+    """Data of a spread of 0.3 Angstrom, stopped at 0.05: what is left of the noise is expected away."""
+    schedule = msgspec.structs.replace(schedule, sigma_stop=0.05, step_lr=1e-5, n_steps=20 * bool(schedule.n_steps))
+    assert schedule.n_evaluations(len(schedule.levels(SIGMAS, 1e9))) <= 0.8 * schedule.n_evaluations(len(LEVELS)) + 1
+    places, _ = walk(schedule)
+    assert places.std() == pytest.approx(SPREAD, rel=0.1)
 
 
 def test_every_draw_has_its_own_name() -> None:
