@@ -242,8 +242,8 @@ def test_a_changed_file_is_an_error(cgcnn: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend=abacus"], "`backend` must be auto or one of ort-cpu, ort-openvino, got 'abacus'"),
-        (["--precision=fp8"], "`precision` must be one of fp32, fp16, bf16, got 'fp8'"),
+        (["--backend=abacus"], "`backend` must be auto or one of ort-cpu, ort-cuda, "),
+        (["--precision=fp8"], "`precision` must be auto or one of fp32, tf32, fp16, bf16, got 'fp8'"),
         (["--backend=ort-cpu", "--precision=bf16"], "ort-cpu computes in fp32"),
     ],
 )
