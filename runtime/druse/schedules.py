@@ -119,9 +119,9 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 SCHEDULES: dict[str, SamplingSchedule] = {
     "faithful": SamplingSchedule(method="langevin", n_steps=100, draw_types=False, denoise=False),
-    "langevin-10": SamplingSchedule(method="langevin", n_steps=10, skip=0.5),
+    "langevin-10": SamplingSchedule(method="langevin", n_steps=10, step_lr=5e-5, skip=0.5),
     "ancestral": SamplingSchedule(method="ancestral", skip=0.5),
-    "predictor-corrector": SamplingSchedule(method="ancestral", n_steps=4, skip=0.5),
+    "predictor-corrector": SamplingSchedule(method="ancestral", n_steps=4, step_lr=5e-5, skip=0.5),
     "heun": SamplingSchedule(method="heun", skip=0.5),
     "dpm-solver": SamplingSchedule(method="dpm-solver", skip=0.5),
 }
