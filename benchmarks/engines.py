@@ -13,7 +13,7 @@ from druse._resident import Room, Shape
 from druse.backends._tensorrt import build, library, tensorrt
 from druse.bundle import Bundle
 
-BINS = (1, 100, 1_000, 10_000, 43_000)
+BINS = (1, 100, 1_000, 5_000, 11_263)
 """Atoms, ten in a crystal."""
 
 

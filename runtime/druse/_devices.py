@@ -51,10 +51,9 @@ class Devices:
         """Crystals in order, by their atom counts, in bins for a bucket."""
         return bins(n_atoms, self._manifest, self._memory)
 
-    @property
-    def together(self) -> int:
-        """Crystals of a middling size that fill two bins."""
-        return math.ceil(2 * most_atoms(self._manifest, self._memory) / (self._manifest.max_atoms / 2))
+    def together(self, ways: int = 1) -> int:
+        """Crystals of a middling size that fill two bins for each of so many ways down the levels."""
+        return math.ceil(2 * ways * most_atoms(self._manifest, self._memory) / (self._manifest.max_atoms / 2))
 
     def on_any(self, work: Callable[[Resident], Answer]) -> Answer:
         """What ``work`` gives on the first device that is free and does not fail.

@@ -200,7 +200,7 @@ class Generator:
         self.model.ready()  # before threads want it at the same time
         try:
             waiting: collections.deque[Shards] = collections.deque()
-            for shards in joined(wanted, self.model.together):
+            for shards in joined(wanted, self.model.together(request.schedule)):
                 waiting.append(Shards(self.model, request, ranked, shards, work))
                 if len(waiting) > self.model.ahead:
                     yield from waiting.popleft().results()

@@ -31,9 +31,14 @@ from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.graphs import OUT_OF_MEMORY, Graph
 from druse.sampling import ddpm_update
-from druse.schedules import ddpm_schedule
+from druse.schedules import SamplingSchedule, ddpm_schedule
 
 __all__ = ["HeadOutputs", "Model", "Score"]
+
+
+_WAYS = 8
+"""Where levels are skipped crystals begin at one of some fifteen, most at one of these many, and those that begin at
+different levels are in different bins."""
 
 
 class HeadOutputs(NamedTuple):
@@ -158,11 +163,10 @@ class Model:
         devices = self.devices
         return self.backend.workers if devices is None else len(devices)
 
-    @property
-    def together(self) -> int:
+    def together(self, schedule: SamplingSchedule) -> int:
         """Crystals that are wanted at once, to fill a device."""
         devices = self.devices
-        return 1 if devices is None else devices.together
+        return 1 if devices is None else devices.together(_WAYS if schedule.skip else 1)
 
     @property
     def ahead(self) -> int:
