@@ -168,6 +168,8 @@ def sampled(name: str, schedule: SamplingSchedule, generator: Generator, options
     asked = hashlib.sha256(generator.bundle.digest.encode() + msgspec.json.encode(request)).hexdigest()
     place = options.runs / f"{schedule.method}-{asked[:12]}"
     run = Run.open(place) if (place / "run.json").exists() else Run.create(place, generator, request)
+    if run.finished == options.count:  # perhaps by another backend
+        return run
     progress, told = bar(name, options.count)
     with progress:
         run.finish(generator, progress=lambda p: told(p.done, p.total))

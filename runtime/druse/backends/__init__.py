@@ -195,11 +195,11 @@ _ON_DEVICES: dict[str, tuple[str, Callable[[Precision, int, int], ResidentBacken
     "tensorrt-rtx": ("cuda", _tensorrt_rtx),
 }
 
-PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp32",)}
+PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp16", "tf32", "fp32")}
 """What ``auto`` is as a precision: the first of these that the bundle has; fp32 on backends that are not listed.
 
-On a GPU it is to be the fastest in which crystals are distributed as in fp32, by ``benchmarks/precision.py`` on at
-least 500 crystals (``docs/performance.md``); until that has been run for every precision, fp32.
+On a GPU the fastest first, of those in which crystals are distributed as in fp32 by ``benchmarks/precision.py``: on an
+H200, 500 crystals of each (``docs/performance.md``).
 """
 
 

@@ -100,7 +100,7 @@ def generate(
         str, _how(f"How crystals are sampled: {', '.join(SCHEDULES)}.", autocompletion=lambda: list(SCHEDULES))
     ] = DEFAULT_SCHEDULE,
     backend: Annotated[str, _how("auto, ort-cpu, ort-cuda, ort-openvino or tensorrt.")] = "auto",
-    precision: Annotated[str, _how("fp32, tf32, bf16 or fp16; auto: the fastest that gives the same crystals.")] = "auto",
+    precision: Annotated[str, _how("fp32, tf32, bf16 or fp16; auto: the fastest as good as fp32.")] = "auto",
     devices: Annotated[str, _how(f"{_DEVICES} Empty: the first.")] = "",
     threads: Annotated[int, _how("0: every core.", min=0)] = 0,
     batch: Annotated[int, _how("Crystals stored together. 0: about a minute's.", min=0)] = 0,
