@@ -47,7 +47,10 @@ def radius_graph(**change: Any) -> tuple[int, dict[str, np.ndarray]]:
     given |= change
     options = (given[name] for name in ("cutoff", "shell_tolerance", "max_neighbors", "mode", "symmetrise"))
     written = arrays | {name: value for name, value in change.items() if name in arrays}
-    edges = _native.Edges(given["capacity"], *map(_native.pointer, written.values()))
+    workspace = np.zeros(given.get("workspace", 0) // 16 + 1, np.complex128)
+    edges = _native.Edges(
+        given["capacity"], *map(_native.pointer, written.values()), workspace.ctypes.data, given.get("workspace", 0)
+    )
     crystals = (given[name] for name in ("n_crystals", "offsets", "frac", "cells"))
     code = call("druse_radius_graph", given["exec_"], *crystals, _native.GraphOptions(*options, 0), edges)
     return code, arrays
@@ -196,7 +199,7 @@ def test_what_slips_through_the_checks_is_an_exception() -> None:
 def test_a_device_that_is_not_there() -> None:
     if _native.library().druse_cuda_devices() > 0:
         pytest.skip("a CUDA device is here")
-    code, arrays = radius_graph(exec_=_native.Exec(1, 0, 0, 0, None))
+    code, arrays = radius_graph(exec_=_native.Exec(1, 0, 0, 0, None), workspace=2**22)
     assert code in (_native.ERROR_UNSUPPORTED, _native.ERROR_CUDA)
     assert np.all(arrays["status"] == UNTOUCHED)
 
