@@ -13,11 +13,7 @@ One writer at a time: a lock that goes with its process. Reading needs none.
 """
 
 import collections
-import contextlib
 import datetime as dt
-import fcntl
-import os
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +25,7 @@ import numpy as np
 
 from druse._columns import Ragged, read_columns, write_columns
 from druse._files import whole_file
+from druse._folders import is_left_over, locked, versions_of
 from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
 from druse.crystals import Crystals
@@ -40,7 +37,7 @@ from druse.strategies import RangeWarning
 __all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
 
 _SCHEMA = 1
-_RUN, _RANKING, _LATENTS, _SHARDS, _LOCK = "run.json", "ranking.parquet", "latents.parquet", "shards", ".lock"
+_RUN, _RANKING, _LATENTS, _SHARDS = "run.json", "ranking.parquet", "latents.parquet", "shards"
 _PIECE = 32_768
 """Latents after which the ranking is stored; or as many as the run has crystals, if that is more to write."""
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow")
@@ -129,7 +126,7 @@ class Run:
         place = Path(path)
         if (place / _RUN).exists():
             raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
-        if place.exists() and (not place.is_dir() or any(not _is_left_over(path) for path in place.iterdir())):
+        if place.exists() and (not place.is_dir() or any(not is_left_over(path) for path in place.iterdir())):
             raise InputError(f"{place} is not an empty folder; give another one")
         generator.check(request)
         bundle, backend = generator.bundle, generator.model.backend
@@ -140,12 +137,12 @@ class Run:
             n_levels=len(generator.model.manifest.sigmas),
             backend=backend.name,
             precision=backend.precision,
-            versions=_versions(),
+            versions=versions_of(*_PACKAGES),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
         content = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
         place.mkdir(parents=True, exist_ok=True)
-        with _locked(place):
+        with locked(place):
             if (place / _RUN).exists():  # by another process, since it was looked for above
                 raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
             with whole_file(place / _RUN, "wb") as out:
@@ -204,7 +201,7 @@ class Run:
         if own != (generator.bundle.digest, model.backend.name, model.backend.precision):
             raise InputError(f"{self.path} was begun with another bundle, backend or precision; use `Run.generator`")
         seconds = {}
-        with _locked(self.path):
+        with locked(self.path):
             if Run.open(self.path).file != self.file:
                 raise InputError(f"{self.path} holds another run by now; open it again")
             self._tidy()
@@ -360,36 +357,3 @@ class Run:
         """Remove what a killed writer left unfinished."""
         for part in [*self.path.glob(".*.part"), *(self.path / _SHARDS).glob(".*.part")]:
             part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The right to write into a folder, which goes with the process that has it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process writes to {folder}; wait for it, or stop it") from None
-        except OSError as error:
-            raise InputError(
-                f"{folder} lies on a file system without locks ({error.strerror}); make the run on another one"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_left_over(path: Path) -> bool:
-    """What a writer that was killed may have left before there was a run."""
-    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".part"))
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata  # 13 ms, which `import druse` shall not take
-
-    found = {"druse": importlib.metadata.version("druse"), "python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

@@ -15,7 +15,7 @@ from druse._processes import time_limit
 from druse.crystals import Crystals
 from druse.errors import InputError
 
-__all__ = ["ANGLE_TOLERANCE", "SYMPREC", "Method", "SpaceGroups", "crystal_system_of", "space_groups"]
+__all__ = ["ANGLE_TOLERANCE", "SYMPREC", "Method", "SpaceGroups", "space_groups"]
 
 SYMPREC = 0.2
 """Angstrom."""
@@ -24,16 +24,6 @@ ANGLE_TOLERANCE = 5.0
 """Degrees."""
 
 Method = Literal["pymatgen", "moyo"]
-
-_FIRST = {
-    1: "triclinic",
-    3: "monoclinic",
-    16: "orthorhombic",
-    75: "tetragonal",
-    143: "trigonal",
-    168: "hexagonal",
-    195: "cubic",
-}
 
 
 class SpaceGroups(NamedTuple):
@@ -46,17 +36,6 @@ class SpaceGroups(NamedTuple):
 
     numbers: Int32[np.ndarray, "crystals"]
     failures: tuple[str, ...]
-
-
-def crystal_system_of(number: int) -> str:
-    """The crystal system of a space group, in words; empty for 0.
-
-    Raises:
-        InputError: no space group has this number.
-    """
-    if not 0 <= number <= 230:
-        raise InputError(f"space groups are numbered from 1 to 230, got {number}")
-    return next((name for first, name in reversed(_FIRST.items()) if number >= first), "")
 
 
 def space_groups(

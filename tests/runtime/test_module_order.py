@@ -13,8 +13,9 @@ import pytest
 from druse import graphs
 
 NAMES = """
-errors _dependencies _files _columns _processes _arrays _native _driver lattice crystals elements conditions _rows
-tables bravais control _manifest _onnx bundle _graph graphs basis _device _cuda backends schedules noise strategies
+errors _dependencies _files _folders _columns _processes _arrays _native _driver lattice crystals elements conditions
+_rows tables bravais control _manifest _onnx bundle _graph graphs basis _device _cuda backends schedules noise
+strategies
 sampling samplers _prior _gemnet _score _resident _devices model _request _descent _trajectory _shards generate io
 _ranked runs __init__ candidates properties verify _peak _stages bench validity _fingerprints symmetry
 duplicates novelty evaluate rules screening relax dft report campaign _probes doctor cli __main__
