@@ -50,22 +50,27 @@ TOGETHER = 8
 
 
 class Room(NamedTuple):
-    """How many times the usual room a bin gets."""
+    """How much more room than usual a bin gets.
+
+    Attributes:
+        edges: how many times the usual.
+        crowded: how many times by a quarter more edges into an atom, whose squares are work.
+    """
 
     edges: int = 1
-    degree: int = 1
+    crowded: int = 0
 
     def more(self, status: np.ndarray) -> "Room":
-        """Twice of what was too little, by status words."""
+        """More of what was too little, by status words."""
         return Room(
             self.edges * (2 if (status & EDGE_OVERFLOW).any() else 1),
-            self.degree * (2 if (status & DEGREE_OVERFLOW).any() else 1),
+            self.crowded + (1 if (status & DEGREE_OVERFLOW).any() else 0),
         )
 
     @property
     def is_last(self) -> bool:
         """Whether more would help no crystal that makes sense."""
-        return max(self) >= 64
+        return self.edges >= 64 or self.crowded >= 20
 
 
 class Shape(NamedTuple):
@@ -88,7 +93,7 @@ class Shape(NamedTuple):
             max(8, 1 << n_crystals.bit_length()),
             atoms,
             _edges(atoms, manifest) * room.edges,
-            _degree(manifest) * room.degree,
+            _multiple(math.ceil(_degree(manifest) * 1.25**room.crowded), 8),
         )
 
     @property

@@ -116,7 +116,7 @@ def test_a_graph_without_room_goes_again_with_more(
     monkeypatch.setattr(_resident, "_DEGREE", 0.6)
     with caplog.at_level("INFO"):
         same(all_of(resident.generate(GAP, **options)), whole)
-    assert "had graphs too large for their bucket; again, Room(edges=2, degree=2)" in caplog.text
+    assert "had graphs too large for their bucket; again, Room(edges=2, crowded=1)" in caplog.text
 
 
 def test_a_graph_that_never_finds_room_is_told(resident: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +228,12 @@ def _resident_graph(generator: Generator, crystals: Crystals) -> Any:
 def test_room() -> None:
     manifest = Bundle.embedded().con_cdvae
     assert Shape.of(100, 1000, manifest, Room()) == (128, 1024, 11328, 32)
-    assert Shape.of(127, 1023, manifest, Room(2, 4)) == (128, 1024, 22656, 128)
+    assert Shape.of(127, 1023, manifest, Room(2, 1)) == (128, 1024, 22656, 40)
+    assert Shape.of(127, 1023, manifest, Room(1, 20))[3] == 2776
     assert Shape.of(128, 1024, manifest, Room())[:2] == (256, 1152)
     assert Shape.of(1000, 10_000, manifest, Room()) == (1024, 10_240, 112_704, 32)
     assert Shape.of(1, 1, manifest, Room()) == (8, 64, 768, 32)
-    assert Room().more(np.array([0, EDGE_OVERFLOW], np.uint32)) == (2, 1)
+    assert Room().more(np.array([0, EDGE_OVERFLOW], np.uint32)) == (2, 0)
 
 
 @given(st.integers(1, 200_000))

@@ -26,7 +26,7 @@ BUCKETS = {
     "smallest": (1, 1, Room()),
     "100 crystals": (100, 1000, Room()),
     "100 crystals, many edges": (100, 1000, Room(edges=2)),
-    "100 crystals, many edges into an atom": (100, 1000, Room(degree=2)),
+    "100 crystals, many edges into an atom": (100, 1000, Room(crowded=1)),
     "largest": (MOST_ATOMS // 10, MOST_ATOMS, Room()),
 }
 """Crystals and atoms that share a bucket, and its room."""
