@@ -1,7 +1,9 @@
 """Columns of arrays as Parquet, and back: one row for each crystal."""
 
 import io
-from collections.abc import Mapping
+import itertools
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,46 @@ def write_columns(path: Path, columns: Mapping[str, Any], facts: Mapping[str, st
     parquet.write_table(table, buffer, compression="zstd")
     with whole_file(path, "wb") as file:
         file.write(buffer.getbuffer())
+
+
+def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """A Parquet file of many parts, which appears whole or not at all; one part at a time is in memory.
+
+    Args:
+        path: of the file.
+        parts: columns of one axis: whole numbers, float64, or text. A column that some parts lack is missing there; one
+            that is text in some is text in all. Parts are gone through once, and kept on disk in between.
+    """
+    require("pyarrow.parquet", purpose="writing Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import feather, parquet
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as folder:
+        places, fields = [], dict[str, Any]()
+        for place, part in zip(map(Path(folder).joinpath, map(str, itertools.count())), parts, strict=False):
+            table = pa.table({name: pa.array(c.tolist() if c.dtype.kind == "U" else c) for name, c in part.items()})
+            for field in table.schema:
+                fields[field.name] = pa.string() if fields.get(field.name) == pa.string() else field.type
+            feather.write_feather(table, place, compression="zstd")
+            places.append(place)
+        schema = pa.schema(list(fields.items()))
+        with whole_file(path, "wb") as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for place in places:
+                table = feather.read_table(place, memory_map=False)
+                columns = [_filled(table, name, kind) for name, kind in fields.items()]
+                writer.write_table(pa.table(columns, schema=schema))
+
+
+def _filled(table: Any, name: str, kind: Any) -> Any:
+    """A column of a part as the whole file has it."""
+    import pyarrow as pa
+
+    if name not in table.column_names:
+        return pa.array([""] * len(table), kind) if kind == pa.string() else pa.nulls(len(table), kind)
+    column = table.column(name)
+    if column.type != kind:  # numbers where other parts have text
+        return pa.array(["" if value is None or value != value else str(value) for value in column.to_pylist()], kind)
+    return column
 
 
 def read_columns(path: Path, advice: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Tolerances are the paper's (section 3.1): 0.2 Angstrom, twenty times pymatgen's own, and 5 degrees.
 """
 
+import logging
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from druse._fingerprints import as_structure
 from druse._processes import time_limit
 from druse.crystals import Crystals
 from druse.errors import InputError
+from druse.validity import TOO_CLOSE, structural_faults
 
 __all__ = ["ANGLE_TOLERANCE", "SYMPREC", "Method", "SpaceGroups", "space_groups"]
 
@@ -49,7 +51,7 @@ def space_groups(
     """Space groups, crystal by crystal: milliseconds each by pymatgen, a tenth of that by moyo.
 
     Args:
-        crystals: one without atoms, or with an unknown element, has none.
+        crystals: what is no crystal (`druse.validity.structural_faults`) has none; atoms may be close.
         method: ``pymatgen`` (SpacegroupAnalyzer, as in the paper) or ``moyo`` (moyopy).
         symprec: in Angstrom.
         angle_tolerance: in degrees; of pymatgen. moyo derives its own from ``symprec``, for with one that is given it
@@ -64,9 +66,10 @@ def space_groups(
         raise InputError(f"`method` must be pymatgen or moyo, got {method!r}")
     require("pymatgen.symmetry.analyzer" if method == "pymatgen" else "moyopy", purpose="space groups", extra="screen")
     numbers, failures = np.zeros(len(crystals), np.int32), [""] * len(crystals)
+    faults = structural_faults(crystals)
     for b, crystal in enumerate(crystals):
-        if not len(crystal.species) or not crystal.species.all():
-            failures[b] = "it has no atoms" if not len(crystal.species) else "an atom is of no element"
+        if faults[b] not in ("", TOO_CLOSE):  # spglib does not survive numbers that are not finite
+            failures[b] = faults[b]
             continue
         try:
             with time_limit(seconds), warnings.catch_warnings():
@@ -88,4 +91,10 @@ def _by_moyo(crystal: Crystals, symprec: float, angle_tolerance: float) -> int: 
     import moyopy
 
     cell: Any = moyopy.Cell(crystal.cells[0].tolist(), crystal.frac.tolist(), crystal.species.tolist())
-    return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    log = logging.getLogger("moyo")  # it warns of what concerns operations, which nobody asked for
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    finally:
+        log.setLevel(level)

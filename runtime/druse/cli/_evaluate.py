@@ -1,20 +1,19 @@
 """``druse evaluate``."""
 
-import contextlib
 import enum
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._counting import counting
 from druse.errors import InputError
 
 _REASONS_SHOWN = 10
@@ -63,7 +62,7 @@ def evaluate(
     from druse.tables import default_cache, load_table
 
     folder = None if no_cache else cache or default_cache()
-    with _counting(wanted=not as_json) as progress:
+    with counting(wanted=not as_json) as progress:
         made, ids, rejected = _read(crystals, jobs, lambda *n: progress("reading", *n))
         real = load_table(
             reference, niggli=False, n_jobs=jobs, cache=folder, progress=lambda *n: progress("reading reference", *n)
@@ -108,22 +107,6 @@ def _read(path: Path, jobs: int, progress: Callable[[int, int], None]) -> tuple[
     table = load_table(path, niggli=False, n_jobs=jobs, progress=progress)
     rejected = [Rejected(row.id, f"could not be read: {row.reason}") for row in table.rejected]
     return table.crystals, [*table.ids, *(row.id for row in rejected)], rejected
-
-
-@contextlib.contextmanager
-def _counting(*, wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each part, on a terminal only; gone when the block ends."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:>17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
-
-        def update(part: str, done: int, total: int) -> None:
-            if part not in tasks:
-                tasks[part] = bar.add_task(part)
-            bar.update(tasks[part], completed=done, total=total)
-
-        yield update
 
 
 def _print(found: Any, console: Console) -> None:

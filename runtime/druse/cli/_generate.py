@@ -128,13 +128,19 @@ def generate(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a screening.")],
     bundle: BundlePath = None,
     threads: Threads = 0,
     devices: Annotated[str, typer.Option(help=f"{_DEVICES} Empty: the first.")] = "",
     as_json: AsJSON = False,
 ) -> None:
-    """Go on with a run that was interrupted; it gives what it would have given."""
+    """Go on with a run or a screening that was interrupted; it gives what it would have given."""
+    if (run / "screen.json").is_file():
+        from druse.cli._screen import finish
+        from druse.screening import Screening
+
+        finish(Screening.open(run), threads, as_json)
+        return
     opened = Run.open(run)
     generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))
     _finish(opened, generator, Console(stderr=True), as_json)

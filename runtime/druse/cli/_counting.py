@@ -1,0 +1,28 @@
+"""A progress bar for each part of a command."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def counting(*, wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each part, on a terminal only; gone when the block ends."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>17}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
+
+        def update(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = bar.add_task(part, total=total)
+            bar.update(tasks[part], completed=done, total=total)
+
+        yield update

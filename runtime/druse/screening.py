@@ -1,0 +1,436 @@
+"""Screening: from many crystals to a short list, by rules, in bounded memory, and on after any interruption.
+
+```
+DIR/
+  screen.json           what was asked for: rules, sources, models; written first
+  pieces/, together/    what rules say of one piece of the sources, or of all together; both go in the end
+  verdicts.parquet      a row for each entry, in order: number, id, file, formula, n_atoms, rule, reason, value, columns
+  survivors.parquet     the short list, best first where there is a score; a source for the next command
+  survivors.extxyz, .cif, .csv
+  funnel.json           how many entered, and were refused by, each rule, and why
+  seconds.json          that each rule took, in all processes together
+```
+
+All files but ``seconds.json`` are the same after an interruption, and for any number of processes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from druse._arrays import Int64
+from druse._columns import append_columns, read_facts
+from druse._dependencies import require
+from druse._files import whole_file
+from druse._folders import is_left_over, locked, versions_of
+from druse._judge import MODELS, READ, Judge, Judged, Verdict, column_names, judge_of, open_models
+from druse._processes import Processes
+from druse._screened import (
+    Funnel,
+    ScreenFile,
+    Step,
+    Used,
+    check_columns,
+    digest_of,
+    general,
+    named_survivor,
+    read_outcome,
+    same,
+    shortened,
+    write_outcome,
+)
+from druse._together import apply, narrowed
+from druse.candidates import PIECE, Entries, Piece, pieces, read_entries, understood, write_entries
+from druse.crystals import Crystals
+from druse.errors import InputError
+from druse.io import write_named
+from druse.rules import NovelRule, RuleSet, kind_of
+
+__all__ = ["Funnel", "ScreenFile", "Screened", "Screening", "Step", "Used", "Verdict", "screen"]
+
+_SCHEMA = 1
+_FILE, _PIECES, _TOGETHER = "screen.json", "pieces", "together"
+_VERDICTS, _SURVIVORS, _FUNNEL, _TIMES = "verdicts.parquet", "survivors.parquet", "funnel.json", "seconds.json"
+_EXPORTS = ("survivors.extxyz", "survivors.cif", "survivors.csv")
+_PACKAGES = ("moyopy", "numpy", "onnxruntime", "onnxruntime-gpu", "pymatgen", "pymatgen-core", "smact", "spglib")
+_OUTCOME = ("number", "rule", "reason", "value")
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Screened:
+    """What rules say of crystals in memory.
+
+    Attributes:
+        rules: for each crystal the name of the rule that refused it; empty where it survived.
+        verdicts: of that rule: a reason and a number.
+        columns: what was found of each crystal, by name; NaN or empty where it was refused before.
+        survivors: places in the batch, best first where there is a score.
+    """
+
+    rules: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    columns: Mapping[str, np.ndarray]
+    survivors: Int64[np.ndarray, "survivors"]
+
+
+def screen(
+    crystals: Crystals,
+    rules: RuleSet,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    n_jobs: int = 1,
+    cache: Path | None = None,
+) -> Screened:
+    """Judge crystals that are in memory; `Screening` does it for any number, in a folder.
+
+    Args:
+        crystals: any batch.
+        rules: to judge by.
+        columns: what is known of each crystal, by name: ``[crystals]`` numbers or text.
+        n_jobs: processes for `UniqueRule` and `NovelRule`; 0 for every core.
+        cache: see `Screening.finish`.
+
+    Raises:
+        InputError: a model or reference cannot be used, or columns are not as long as the batch.
+    """
+    given = {name: np.asarray(column) for name, column in (columns or {}).items()}
+    for name, column in given.items():
+        if column.shape != (len(crystals),):
+            raise InputError(
+                f"`columns` must have {len(crystals)} values each, {name!r} has shape {list(column.shape)}"
+            )
+    n, empty = len(crystals), crystals.n_atoms == 0
+    failures = tuple("it has no atoms" if bad else "" for bad in empty)
+    entries = Entries(0, ("",) * n, tuple(map(str, range(n))), failures, crystals, given)
+    judged = Judge(rules, n_threads=0)(entries)
+    names, verdicts = list(judged.rules), list(judged.verdicts)
+    left, numbers = judged.entries.take(judged.alive), judged.alive
+    with Processes(n_jobs, purpose="screening") as processes:
+        for rule in rules.collective:
+            outcome = apply(rule, left, numbers, processes, lambda *_: None, cache)
+            for place, verdict in outcome.verdicts.items():
+                names[numbers[place]], verdicts[numbers[place]] = rule.name, verdict
+            left, numbers = narrowed(left, numbers, rule, outcome)
+    found = dict(judged.entries.columns)
+    if "score" in left.columns:
+        found["score"] = np.full(n, math.nan)
+        found["score"][numbers] = left.columns["score"]
+    return Screened(tuple(names), tuple(verdicts), found, numbers.astype(np.int64))
+
+
+class Screening:
+    """The folder of a screening."""
+
+    def __init__(self, path: Path, file: ScreenFile) -> None:
+        self.path, self.file = path, file
+
+    @classmethod
+    def begin(cls, path: Any, sources: Sequence[Any], rules: RuleSet, *, piece: int = PIECE) -> "Screening":
+        """A new screening, of which nothing is done yet; or the one that the folder holds, if it is the same.
+
+        Args:
+            path: of a folder that is empty, does not exist, or holds this screening.
+            sources: see `druse.candidates.pieces`.
+            rules: to judge by.
+            piece: entries that are judged together, and lost when the screening is interrupted.
+
+        Raises:
+            InputError: the folder is in use, a source cannot be read, or a rule asks for a column that is nowhere.
+        """
+        place = Path(path)
+        if not sources:
+            raise InputError("there is nothing to screen; give a run, files or folders of crystals")
+        if not 1 <= piece <= 1_000_000:
+            raise InputError(f"`piece` must be from 1 to 1,000,000, got {piece}")
+        if place.exists() and not (place / _FILE).exists() and not _is_empty(place):
+            raise InputError(f"{place} is not an empty folder; give another one")
+        require("pymatgen.core", "smact", "loky", purpose="screening", extra="screen")
+        found = [Path(source).resolve() for source in sources]
+        others = [*rules.models, *(rule.reference for rule in rules.rules if isinstance(rule, NovelRule))]
+        models = column_names(open_models(rules))
+        check_columns(rules, models, found)
+        file = ScreenFile(
+            schema=_SCHEMA,
+            sources=tuple(Used(path=str(source), sha256=digest_of(source)) for source in found),
+            rules=rules,
+            models=models,
+            others=tuple(Used(path=other, sha256=digest_of(Path(other))) for other in dict.fromkeys(others)),
+            entries=sum(map(len, pieces(found, size=piece))),
+            piece=piece,
+            versions=versions_of(*_PACKAGES),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        )
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place):
+            if (place / _FILE).exists():
+                before = cls.open(place)
+                if same(before.file, file):
+                    return before
+                raise InputError(f"{place} holds a screening of other sources or rules; give another folder")
+            with whole_file(place / _FILE, "wb") as out:
+                out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+        return cls(place, file)
+
+    @classmethod
+    def open(cls, path: Any) -> "Screening":
+        """A screening that exists, finished or not.
+
+        Raises:
+            InputError: there is none, or it is of another version of Druse.
+        """
+        place = Path(path)
+        try:
+            file = msgspec.json.decode((place / _FILE).read_bytes(), type=ScreenFile)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"{place} holds no screening ({_FILE}); make one with druse screen --out {place}"
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{place / _FILE} cannot be used: {error}; it may be of another Druse") from error
+        if file.schema != _SCHEMA:
+            raise InputError(f"{place / _FILE} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
+        return cls(place, file)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all files are there."""
+        return all((self.path / name).exists() for name in (_VERDICTS, _SURVIVORS, *_EXPORTS, _FUNNEL, _TIMES))
+
+    @property
+    def funnel(self) -> Funnel:
+        """What it came to.
+
+        Raises:
+            InputError: it is not finished, or the file is damaged.
+        """
+        try:
+            return msgspec.json.decode((self.path / _FUNNEL).read_bytes(), type=Funnel)
+        except FileNotFoundError:
+            raise InputError(f"{self.path} is not finished; go on with druse resume {self.path}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path / _FUNNEL} cannot be read ({error}); delete it, and {self._again}") from error
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each rule took, by name, in all processes together; empty if the screening is not finished."""
+        with contextlib.suppress(FileNotFoundError):
+            return msgspec.json.decode((self.path / _TIMES).read_bytes(), type=dict[str, float])
+        return {}
+
+    def survivors(self) -> Entries:
+        """The short list, best first where there is a score.
+
+        Raises:
+            InputError: it is not finished.
+        """
+        if not self.finished:
+            raise InputError(f"{self.path} is not finished; go on with druse resume {self.path}")
+        return Entries.concatenate(read_entries([self.path / _SURVIVORS]))
+
+    def finish(self, *, n_jobs: int = 0, progress: Report | None = None, cache: Path | None = None) -> Funnel:
+        """Do what is missing.
+
+        Args:
+            n_jobs: processes; 0 for every core. 1 works in the caller's own, where nothing ends a crystal that hangs.
+            progress: see `Report`.
+            cache: folder for what is known of a reference; None keeps nothing.
+
+        Raises:
+            InputError: another process writes to this folder, a source has changed, or a file is damaged.
+        """
+        if self.finished:
+            return self.funnel
+        report = progress or _silent
+        with locked(self.path):
+            for used in (*self.file.sources, *self.file.others):
+                if digest_of(Path(used.path)) != used.sha256:
+                    raise InputError(f"{used.path} has changed since the screening began; give another folder")
+            self._tidy()
+            with Processes(n_jobs, purpose="screening") as processes:
+                self._judge(processes, report)
+                outcomes, survivors, numbers = self._together(processes, report, cache)
+            self._write(outcomes, survivors, numbers, report)
+            shutil.rmtree(self.path / _PIECES)
+            shutil.rmtree(self.path / _TOGETHER, ignore_errors=True)
+        return self.funnel
+
+    @property
+    def _again(self) -> str:
+        return f"druse resume {self.path}"
+
+    def _piece(self, first: int) -> Path:
+        return self.path / _PIECES / f"{first:09d}.parquet"
+
+    def _plan(self) -> Iterator[Piece]:
+        return pieces([used.path for used in self.file.sources], size=self.file.piece)
+
+    def _judge(self, processes: Processes, report: Report) -> None:
+        """Each piece by the rules that look at one crystal at a time."""
+        total, done = self.file.entries, 0
+        sizes: collections.deque[int] = collections.deque()
+
+        def missing() -> Iterator[Piece]:
+            nonlocal done
+            for piece in self._plan():
+                if self._piece(piece.first).exists():
+                    done += len(piece)
+                else:
+                    sizes.append(len(piece))
+                    yield piece
+
+        work = functools.partial(_judged, self.file.rules, processes.isolated)
+        parts: list[Judged] = []
+        report("judging", 0, total)
+        for part in understood(missing(), processes, work=work):
+            parts.append(part)
+            if sum(len(part.entries) for part in parts) == sizes[0]:
+                self._store(parts)
+                done += sizes.popleft()
+                parts = []
+                report("judging", done, total)
+
+    def _store(self, parts: Sequence[Judged]) -> None:
+        entries = Entries.concatenate(part.entries for part in parts)
+        verdicts = [verdict for part in parts for verdict in part.verdicts]
+        columns = {
+            "number": entries.first + np.arange(len(entries), dtype=np.float64),
+            "rule": np.array([rule for part in parts for rule in part.rules], str),
+            "reason": np.array([verdict.reason for verdict in verdicts], str),
+            "value": np.array([verdict.value for verdict in verdicts], np.float64),
+            **entries.columns,
+        }
+        seconds: collections.Counter[str] = collections.Counter()
+        for part in parts:
+            seconds.update(part.seconds)
+        facts = {"seconds": json.dumps(seconds)}
+        write_entries(self._piece(entries.first), dataclasses.replace(entries, columns=columns), facts=facts)
+
+    def _stored(self) -> Iterator[Entries]:
+        """The judged pieces, in order."""
+        for path in sorted((self.path / _PIECES).glob("*.parquet")):
+            part = Entries.concatenate(read_entries([path]))
+            yield dataclasses.replace(part, first=int(path.stem))
+
+    def _together(
+        self, processes: Processes, report: Report, cache: Path | None
+    ) -> tuple[dict[str, dict[int, Verdict]], Entries, np.ndarray]:
+        """The rules that need all: their verdicts by number, and who is left, with numbers."""
+        kept = [part.take(np.flatnonzero(part.columns["rule"] == "")) for part in self._stored()]
+        left = Entries.concatenate(kept)
+        numbers = left.columns["number"].astype(np.int64) if kept and len(left) else np.zeros(0, np.int64)
+        left = dataclasses.replace(
+            left, columns={name: column for name, column in left.columns.items() if name not in _OUTCOME}
+        )
+        found: dict[str, dict[int, Verdict]] = {}
+        for k, rule in enumerate(self.file.rules.collective):
+            path = self.path / _TOGETHER / f"{k:02d}.parquet"
+            if not path.exists():
+                clock = time.perf_counter()
+                made = apply(rule, left, numbers, processes, functools.partial(report, rule.name), cache)
+                write_outcome(path, made, time.perf_counter() - clock)
+            outcome = read_outcome(path, f"delete it, and {self._again}")
+            found[rule.name] = {int(numbers[place]): verdict for place, verdict in outcome.verdicts.items()}
+            left, numbers = narrowed(left, numbers, rule, outcome)
+        return found, left, numbers
+
+    def _write(
+        self, outcomes: Mapping[str, Mapping[int, Verdict]], left: Entries, numbers: np.ndarray, report: Report
+    ) -> None:
+        """The files that stay."""
+        rules = self.file.rules
+        reasons: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in self._names}
+        report("writing", 0, self.file.entries)
+        append_columns(self.path / _VERDICTS, self._rows(outcomes, reasons, report))
+        write_entries(self.path / _SURVIVORS, dataclasses.replace(left, first=0))
+        for name in _EXPORTS:
+            whole = name.endswith(".csv")  # whose rows all have the same columns
+            write_named(self.path / name, (named_survivor(left, numbers, b, whole=whole) for b in range(len(left))))
+        entered, steps = self.file.entries, []
+        kinds = {READ: READ, **{rule.name: kind_of(rule) for rule in rules.rules}}
+        for name, counts in reasons.items():
+            refused = counts.total()
+            steps.append(
+                Step(
+                    name=name, kind=kinds[name], entered=entered, refused=refused, passed=entered - refused,
+                    reasons=shortened(counts),
+                )
+            )  # fmt: skip
+            entered -= refused
+        funnel = Funnel(entries=self.file.entries, rules=tuple(steps), survivors=len(left))
+        seconds: collections.Counter[str] = collections.Counter()
+        for path in sorted(self.path.glob(f"{_PIECES}/*.parquet")) + sorted(self.path.glob(f"{_TOGETHER}/*.parquet")):
+            facts = json.loads(read_facts(path, f"delete it, and {self._again}")["seconds"])
+            seconds.update(facts if isinstance(facts, dict) else {rules.collective[int(path.stem)].name: facts})
+        order = dict.fromkeys((*self._names, MODELS), 0.0) | dict(seconds)
+        for name, content in ((_TIMES, order), (_FUNNEL, funnel)):
+            with whole_file(self.path / name, "wb") as out:
+                out.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+    @property
+    def _names(self) -> list[str]:
+        return [READ, *(rule.name for rule in self.file.rules.rules)]
+
+    def _rows(
+        self,
+        outcomes: Mapping[str, Mapping[int, Verdict]],
+        reasons: Mapping[str, collections.Counter[str]],
+        report: Report,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of ``verdicts.parquet``, piece by piece; counts the reasons on the way."""
+        late = {number: (name, verdict) for name, found in outcomes.items() for number, verdict in found.items()}
+        for part in self._stored():
+            columns = dict(part.columns)
+            number = columns.pop("number").astype(np.int64)
+            rule, reason = columns.pop("rule").astype(object), columns.pop("reason").astype(object)
+            value = columns.pop("value").copy()
+            for b, n in enumerate(number.tolist()):
+                if n in late:
+                    rule[b], (reason[b], value[b]) = late[n]
+                if rule[b]:
+                    reasons[rule[b]][general(reason[b])] += 1
+            yield {
+                "number": number,
+                "id": np.array(part.ids, str),
+                "file": np.array(part.files, str),
+                "formula": columns.pop("formula"),
+                "n_atoms": columns.pop("n_atoms").astype(np.int64),
+                "rule": rule.astype(str),
+                "reason": reason.astype(str),
+                "value": value,
+                **columns,
+            }
+            report("writing", int(number[-1]) + 1, self.file.entries)
+
+    def _tidy(self) -> None:
+        """Remove what a killed writer left unfinished."""
+        for part in self.path.glob("**/.*.part"):
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+
+
+def _judged(rules: RuleSet, isolated: bool, entries: Entries) -> Judged:
+    return judge_of(rules)(entries, isolated=isolated)
+
+
+def _is_empty(place: Path) -> bool:
+    return place.is_dir() and all(is_left_over(entry) for entry in place.iterdir())
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody wants to know."""
