@@ -49,7 +49,7 @@ def draw(path: Path, columns: Mapping[str, np.ndarray], predicted: str, failed: 
             n = int(np.sum(lost & chosen))
             axes.scatter([err] * n, y[lost & chosen], marker=mark, s=28, facecolors="none", edgecolors=colour, zorder=3)
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-        axes.set_xticks([*ticks, err], [*(f"{tick:g}" for tick in ticks), "Err"])
+        axes.set_xticks([*ticks, err], [*(f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks), "Err"])
         axes.set_xlim(low, err + 0.06 * (high - low))
         axes.set_ylim(low, high)
         axes.set_xlabel("formation energy by DFT (eV/atom)")
