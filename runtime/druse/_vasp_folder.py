@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import datetime as dt
 import functools
 import hashlib
 import json
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-import druse
-from druse._files import whole_file
+from druse._files import move_into_place, whole_file
+from druse._folders import versions_of
 from druse._potcars import Potcar, Potcars, Refusal, content
 from druse._vasp_inputs import (
     checked_tags,
@@ -44,6 +45,17 @@ INPUTS = ("folder", "formula", "n_atoms", "encut", "enmax", "enmax_source", "k_m
 
 RESULTS = ("status", "formation_energy_per_atom_dft", *NUMBERS)
 """Columns of results."""
+
+UNITS = {
+    **dict.fromkeys(("encut", "enmax", "energy", "band_gap_dft"), "eV"),
+    **dict.fromkeys(("energy_per_atom", "formation_energy_per_atom_dft"), "eV/atom"),
+    **dict.fromkeys(("delta_a", "delta_b", "delta_c", "rmsd_angstrom"), "Angstrom"),
+    **dict.fromkeys(("delta_alpha", "delta_beta", "delta_gamma"), "degrees"),
+    "fmax": "eV/Angstrom",
+    "volume_change": "relative",
+    "rmsd": "cube root of the volume of an atom",
+}
+"""Of the columns that have one."""
 
 FOLDER = re.compile(r"[0-9]{4,}-[A-Za-z0-9]+")
 """Names of the folders of structures."""
@@ -283,15 +295,13 @@ def _whole_folder(place: Path) -> Iterator[Path]:
     try:
         yield part
         if part.exists():
-            part.rename(place)
+            move_into_place(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_folder(part: Path, index: Entries, request: dict[str, Any], command: str) -> None:
-    import pymatgen.core
-
-    write_entries(part / "index.parquet", index)
+    write_entries(part / "index.parquet", index, facts=UNITS)
     write_csv(part / "index.csv", index)
     folders = [name for name in index.columns["folder"].tolist() if name]
     (part / "folders.txt").write_text("".join(f"{name}\n" for name in folders))
@@ -299,10 +309,10 @@ def _write_folder(part: Path, index: Entries, request: dict[str, Any], command: 
     template = resources.files("druse").joinpath("data", "array.sh").read_text("ascii")
     script.write_text(template.replace("LAST", str(len(folders) - 1)).replace("COMMAND", command))
     script.chmod(0o755)
-    versions = {"druse": druse.__version__, "pymatgen": getattr(pymatgen.core, "__version__", "")}
-    content = {"made_by": versions, "made_for": "VASP", "request": request}
+    versions = versions_of("pymatgen", "pymatgen-core", "numpy")
+    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     with whole_file(part / "dft.json") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+        file.write(json.dumps({"created": created, "versions": versions, "request": request}, indent=2) + "\n")
 
 
 def request_of(place: Path) -> Any:

@@ -41,7 +41,7 @@ from druse._files import whole_file
 from druse._parity import draw, first_prediction
 from druse._potcars import FUNCTIONALS
 from druse._processes import Processes
-from druse._vasp_folder import FOLDER, RESULTS, Settings, Written, nothing, request_of, write_csv, write_vasp
+from druse._vasp_folder import FOLDER, RESULTS, UNITS, Settings, Written, nothing, request_of, write_csv, write_vasp
 from druse.candidates import Entries, read_entries, write_entries
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS
@@ -103,7 +103,7 @@ def collect(
         InputError: it is no such folder, or the references cannot be read.
         MissingDependencyError: pymatgen is not installed.
     """
-    require("pymatgen.io.vasp.outputs", "lxml", purpose="reading vasprun.xml", extra="screen")
+    require("pymatgen.io.vasp.outputs", purpose="reading vasprun.xml", extra="screen")
     place = Path(folder)
     request_of(place)
     given = _references(references)
@@ -177,8 +177,8 @@ def _with_results(index: Entries, outcomes: Sequence[_vasprun.Outcome]) -> Entri
 
 
 def _write_results(place: Path, collected: Collected) -> None:
-    facts = {name: json.dumps(collected.to_dict()[name]) for name in ("references", "counts")}
-    write_entries(place / "dft.parquet", collected.entries, facts=facts)
+    said = {name: json.dumps(collected.to_dict()[name]) for name in ("references", "counts")}
+    write_entries(place / "dft.parquet", collected.entries, facts={**UNITS, **said})
     write_csv(place / "dft.csv", collected.entries)
     with whole_file(place / "comparison.json") as file:
         file.write(json.dumps(collected.to_dict(), indent=2) + "\n")
