@@ -288,6 +288,7 @@ def _read(sources: Sequence[Any], limit: int | None, n_jobs: int) -> Entries:
 @contextlib.contextmanager
 def _whole_folder(place: Path) -> Iterator[Path]:
     """A folder to fill; it gets its name when the block ends, and is gone when the block fails."""
+    place = place.resolve()  # "." has a name too
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
