@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import druse
-from druse.cli import _bundle
+from druse.cli import _bundle, _dft
 from druse.cli._bench import bench
 from druse.cli._doctor import doctor
 from druse.cli._evaluate import evaluate
@@ -34,6 +34,7 @@ app.command()(screen)
 app.command()(bench)
 app.command()(doctor)
 app.add_typer(_bundle.app, name="bundle")
+app.add_typer(_dft.app, name="dft")
 attach(app)
 
 
