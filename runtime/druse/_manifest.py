@@ -221,6 +221,7 @@ class CGCNNManifest(
         target: the property that it gives, in its unit.
         task: ``regression``, or ``classification`` with probabilities of False and True.
         threshold: in a classification, the value above which is True.
+        version: of the model, as its maker counts; part of the names of its columns.
         max_neighbors: of the graph, exactly; missing ones are filled up at ``cutoff`` + 1 Angstrom.
         cutoff: Angstrom.
         network: the CGCNN.
@@ -238,10 +239,13 @@ class CGCNNManifest(
     tolerances: dict[Precision, float]
     provenance: Provenance
     threshold: float | None = None
+    version: str = "1"
 
     def __post_init__(self) -> None:
         if not (0 < self.cutoff <= 100 and 1 <= self.max_neighbors <= 1000):
             raise ValueError("`cutoff` must be up to 100 Angstrom and `max_neighbors` from 1 to 1000")
+        if not (0 < len(self.version) <= 40 and self.version.isprintable() and "|" not in self.version):
+            raise ValueError("`version` must be up to 40 characters that can be printed, without |")
 
     @property
     def networks(self) -> dict[str, Network]:

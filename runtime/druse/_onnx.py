@@ -18,9 +18,11 @@ __all__ = ["OPERATIONS", "check_network", "float_tensors"]
 OPERATIONS = frozenset(
     {
         *(
+            "Abs",
             "Add",
             "Div",
             "Exp",
+            "Log",
             "Mul",
             "Neg",
             "Pow",

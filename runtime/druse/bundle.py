@@ -111,15 +111,19 @@ class Bundle:
         return cls(source.name, text, files, str(place.resolve()))
 
     @classmethod
-    def embedded(cls) -> "Bundle":
-        """The bundle that comes with Druse: crystals of up to 20 atoms by formation energy, trained on MP-20.
+    def embedded(cls, name: str = "default") -> "Bundle":
+        """A bundle that comes with Druse.
+
+        Args:
+            name: ``default`` generates crystals of up to 20 atoms by formation energy, trained on MP-20;
+                `druse.properties.EMBEDDED` are the property models.
 
         Raises:
-            InputError: this build of Druse has none.
+            InputError: this build of Druse has no such one.
         """
-        with resources.as_file(resources.files("druse") / "data" / "default.zip") as path:
+        with resources.as_file(resources.files("druse") / "data" / f"{name}.zip") as path:
             if not path.is_file():
-                raise InputError("this build of Druse comes without a bundle; give one")
+                raise InputError(f"this build of Druse comes without the bundle {name!r}; give one")
             opened = cls.open(path)
         return cls(opened.name, opened._text, opened._files)
 

@@ -192,6 +192,7 @@ def build_cgcnn(
     property_: ScalarProperty,
     threshold: float | None = None,
     name: str,
+    version: str = "1",
     licence: str,
     provenance: Provenance,
 ) -> Bundle:
@@ -220,6 +221,7 @@ def build_cgcnn(
         max_neighbors=config.n_neighbors,
         cutoff=config.cutoff,
         network=Network(file="network.onnx", inputs=network.inputs, outputs=network.outputs),
+        version=version,
         tolerances=TOLERANCES,
         provenance=_signed(provenance),
     )

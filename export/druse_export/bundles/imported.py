@@ -5,6 +5,8 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
+
 from druse.bundle import Bundle, Precision, Provenance
 from druse.errors import InputError
 from druse_export.bundles.build import Progress, build_cgcnn, build_con_cdvae
@@ -22,6 +24,8 @@ def import_bundle(
     licence: str,
     property_: str | None = None,
     threshold: float | None = None,
+    below: bool = False,
+    version: str | None = None,
     data: Path | None = None,
     precisions: Collection[Precision] = (),
     progress: Progress | None = None,
@@ -35,6 +39,9 @@ def import_bundle(
         licence: SPDX identifier or text.
         property_: what a CGCNN predicts: a known name, or ``NAME=LOW:HIGH:SPACING[:UNIT]``.
         threshold: of a classifying CGCNN.
+        below: whether its class 1 is what is not above the threshold, as in the authors' models of formation energy;
+            the bundle's is always what is above.
+        version: of a CGCNN, part of the names of its columns; None: 1.
         data: crystals with properties, which are kept for the strategy less to draw from.
         precisions: see `druse_export.bundles.build.build_con_cdvae`.
         progress: see there.
@@ -45,8 +52,10 @@ def import_bundle(
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it first")
     if run.is_dir():
-        if property_ is not None or threshold is not None:
-            raise InputError(f"{run} says itself what its model is of; leave --property and --threshold out")
+        if property_ is not None or threshold is not None or below or version is not None:
+            raise InputError(
+                f"{run} says itself what its model is of; leave --property, --threshold, --below and --version out"
+            )
         found = read_run(run)
         files = [path for path in sorted(run.iterdir()) if path.is_file()]
         provenance = Provenance(
@@ -68,12 +77,19 @@ def import_bundle(
     if classifies != (threshold is not None):
         needs = "is a classification; give --threshold" if classifies else "is a regression; leave --threshold out"
         raise InputError(f"{run.name} {needs}")
+    if below and not classifies:
+        raise InputError(f"{run.name} is a regression; leave --below out")
+    if below:
+        with torch.no_grad():
+            model.out.weight.copy_(model.out.weight.flip(0))
+            model.out.bias.copy_(model.out.bias.flip(0))
     if threshold is not None and not math.isfinite(threshold):
         raise InputError(f"`threshold` must be a number, got {threshold}")
     provenance = Provenance(source="imported", weights=_hashes([run]), note="a CGCNN checkpoint of Con-CDVAE's authors")
     return build_cgcnn(
-        model, out, property_=scalar(property_), threshold=threshold, name=name, licence=licence, provenance=provenance
-    )
+        model, out, property_=scalar(property_), threshold=threshold, name=name, version=version or "1",
+        licence=licence, provenance=provenance,
+    )  # fmt: skip
 
 
 def _hashes(files: list[Path]) -> dict[str, str]:

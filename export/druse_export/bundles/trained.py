@@ -32,6 +32,7 @@ def build_bundle(
     priors: Mapping[str, Path] | None = None,
     data: Path | None = None,
     property_: str | None = None,
+    version: str | None = None,
     precisions: Collection[Precision] = (),
     note: str = "",
     progress: Progress | None = None,
@@ -46,6 +47,7 @@ def build_bundle(
         priors: runs or files of weights of step two, by the names that they shall have.
         data: training data, whose properties are kept for drawing conditions from.
         property_: ``NAME=LOW:HIGH:SPACING[:UNIT]`` of what a CGCNN predicts, needed where the name is not a known one.
+        version: of a CGCNN, part of the names of its columns; None: 1.
         precisions: see `druse_export.bundles.build.build_con_cdvae`.
         note: anything that users should know of the training, for the provenance.
         progress: see there.
@@ -73,11 +75,13 @@ def build_bundle(
             property_=_target(name_, property_, unit=facts.get("unit", "")),
             threshold=threshold,
             name=name,
+            version=version or "1",
             licence=licence,
             provenance=_provenance(facts, {path.name: digest(path)}, path, note),
         )
-    if property_ is not None:
-        raise InputError(f"{path.name} is no CGCNN and has its properties in itself; leave --property out")
+    for option, given in (("--property", property_), ("--version", version)):
+        if given is not None:
+            raise InputError(f"{path.name} is no CGCNN and has its properties in itself; leave {option} out")
     if not isinstance(network, ConCDVAE):
         raise InputError(f"{path.name} holds a prior; give a model of step one, and this with --prior NAME={path}")
     hashes, latents_of = {path.name: digest(path)}, {digest(path), tensors_digest(path)}

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Name = Annotated[str | None, typer.Option(help="Of the model, for the manifest; the folder's name if not given.")]
 Licence = Annotated[str, typer.Option(help="SPDX identifier or text, for the manifest.")]
+Version = Annotated[
+    str | None, typer.Option("--version", help="Of a CGCNN, for the names of its columns; 1 if not given.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no bars.")]
 Precisions = Annotated[
     list[str] | None,
@@ -43,6 +46,7 @@ def build(
         typer.Option("--property", help="Range of what a CGCNN predicts, if not known: NAME=LOW:HIGH:SPACING:UNIT."),
     ] = None,
     name: Name = None,
+    version: Version = None,
     licence: Licence = "MIT",
     precision: Precisions = None,
     note: Annotated[str, typer.Option(help="What users should know of the training.")] = "",
@@ -59,8 +63,8 @@ def build(
     priors = _assignments(prior or [])
     with counting("exporting", wanted=not as_json) as progress:
         bundle = build_bundle(
-            model, out, priors=priors, data=data, property_=property_, name=name or out.name, licence=licence,
-            precisions=_precisions(precision), note=note, progress=_bar(progress),
+            model, out, priors=priors, data=data, property_=property_, name=name or out.name, version=version,
+            licence=licence, precisions=_precisions(precision), note=note, progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
 
@@ -76,10 +80,17 @@ def import_(
         typer.Option("--property", help="What a CGCNN predicts, such as band_gap or NAME=LOW:HIGH:SPACING:UNIT."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Above which a classifying CGCNN says True.")] = None,
+    below: Annotated[
+        bool,
+        typer.Option(
+            "--below", help="Its class 1 is what is not above, as in the authors' models of formation energy."
+        ),
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Crystals with properties, for the strategy less to draw from.")
     ] = None,
     name: Name = None,
+    version: Version = None,
     licence: Licence = "MIT",
     precision: Precisions = None,
     archive: Archive = False,
@@ -94,8 +105,8 @@ def import_(
 
     with counting("exporting", wanted=not as_json) as progress:
         bundle = import_bundle(
-            run, out, property_=property_, threshold=threshold, data=data, name=name or out.name, licence=licence,
-            precisions=_precisions(precision), progress=_bar(progress),
+            run, out, property_=property_, threshold=threshold, below=below, data=data, name=name or out.name,
+            version=version, licence=licence, precisions=_precisions(precision), progress=_bar(progress),
         )  # fmt: skip
     _done(bundle, out, archive=archive, as_json=as_json)
 

@@ -15,6 +15,7 @@ from druse.cli._doctor import doctor
 from druse.cli._evaluate import evaluate
 from druse.cli._generate import export, generate, resume
 from druse.cli._plugins import attach
+from druse.cli._predict import predict
 from druse.cli._screen import screen
 from druse.errors import DruseError, MissingDependencyError
 
@@ -30,6 +31,7 @@ app.command()(generate)
 app.command()(resume)
 app.command()(export)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(screen)
 app.command()(bench)
 app.command()(doctor)

@@ -59,10 +59,10 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(content: dict[str, Any]) -> Table:
-    made = content["provenance"]
+    made, version = content["provenance"], content.get("version")
     size = sum(file["bytes"] for file in content["files"].values())
     facts = {
-        "name": f"{content['name']} ({content['kind']})",
+        "name": f"{content['name']} ({content['kind']})" + (f", version {version}" if version else ""),
         "licence": content["licence"],
         "sha256": content["sha256"],
         "files": f"{len(content['files'])}, {size / 1e6:.1f} MB",

@@ -1,0 +1,117 @@
+"""``druse predict``."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from druse.errors import InputError
+
+
+def predict(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_FILE...", help="Folders of runs; files or folders of crystals.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Table to write: .parquet, with the crystals, or .csv, without.", show_default=False)
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BUNDLE|embedded",
+            help="Property model; several times for several. `embedded` are the four that come with Druse, and so is "
+            "none at all.",
+        ),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Of the networks; 0: every core.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes that read; 0 for every core.", min=0)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Predict properties of crystals by CGCNN, without PyTorch.
+
+    Example: druse predict runs/demo --out properties.parquet
+    """
+    from druse.candidates import Entries, read_entries, write_entries
+    from druse.properties import PropertyModels
+
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise InputError(f"--out must end with .parquet or .csv, got {out.name}")
+    models = PropertyModels.open(model or (), backend=backend, n_threads=threads)
+    with _counting(wanted=not as_json) as progress:
+        parts = [models.add_to(part) for part in read_entries(sources, n_jobs=jobs, progress=progress)]
+    entries = Entries.concatenate(parts)
+    if out.suffix.lower() == ".csv":
+        _write_csv(out, entries)
+    else:
+        write_entries(out, entries, facts=models.units)
+    summary = {name: _summary(entries.columns[name], unit) for name, unit in models.units.items() if len(entries)}
+    unread = sum(not ok for ok in entries.ok)
+    if as_json:
+        content = {"file": str(out), "entries": len(entries), "unread": unread, "columns": summary}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    console = Console()
+    _print(summary, console if console.is_terminal else Console(width=160))
+    typer.echo(f"{len(entries):,} entries in {out}" + (f", {unread:,} of which could not be read" if unread else ""))
+
+
+@contextlib.contextmanager
+def _counting(*, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """How many are done, on a terminal only; how many there are, no source says before its end."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} crystals"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _summary(values: np.ndarray, unit: str) -> dict[str, Any]:
+    """JSON has no NaN: None where no crystal has a value."""
+    there = values[np.isfinite(values)]
+    found: dict[str, float | None] = {"mean": None, "min": None, "max": None}
+    if len(there):
+        found = {"mean": float(there.mean()), "min": float(there.min()), "max": float(there.max())}
+    return {"unit": unit, "count": len(there), **found}
+
+
+def _print(summary: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading in ("column", "unit", "count", "mean", "min", "max"):
+        number = heading not in ("column", "unit")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for name, one in summary.items():
+        numbers = ("" if one[key] is None else f"{one[key]:.4g}" for key in ("mean", "min", "max"))
+        style = "dim" if "|" in name else "bold"
+        table.add_row(Text(name, style=style), Text(one["unit"]), f"{one['count']:,}", *numbers)
+    console.print(table)
+
+
+def _write_csv(path: Path, entries: Any) -> None:
+    """A row for each entry; a field is empty where there is no value."""
+    import csv
+
+    from druse._files import whole_file
+    from druse.elements import formula_of
+
+    def text(value: Any) -> str:
+        return "" if isinstance(value, float) and math.isnan(value) else str(value)
+
+    columns = {name: column.tolist() for name, column in entries.columns.items()}
+    with whole_file(path, newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "file", "failure", "formula", "n_atoms", *columns])
+        for k, crystal in enumerate(entries.crystals):
+            known = crystal.species.size and crystal.species.min() >= 1
+            head = (entries.ids[k], entries.files[k], entries.failures[k])
+            formula = formula_of(crystal.species) if known else ""
+            writer.writerow([*head, formula, len(crystal.species), *(text(column[k]) for column in columns.values())])
