@@ -244,7 +244,7 @@ class CGCNNManifest(
     def __post_init__(self) -> None:
         if not (0 < self.cutoff <= 100 and 1 <= self.max_neighbors <= 1000):
             raise ValueError("`cutoff` must be up to 100 Angstrom and `max_neighbors` from 1 to 1000")
-        if not (0 < len(self.version) <= 40 and self.version.isprintable() and "|" not in self.version):
+        if not is_version(self.version):
             raise ValueError("`version` must be up to 40 characters that can be printed, without |")
 
     @property
@@ -311,6 +311,11 @@ def check_path(path: str, name: str) -> None:
         raise InputError(
             f"{name}: the path '{in_one_line(path)}' in {MANIFEST} leaves the bundle or is malformed; do not use it"
         )
+
+
+def is_version(text: str) -> bool:
+    """Whether a text can be a model's version, and so a part of the name of a column."""
+    return 0 < len(text) <= 40 and text.isprintable() and "|" not in text
 
 
 def is_plain(path: str) -> bool:

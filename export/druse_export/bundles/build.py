@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from druse._dependencies import require
+from druse._manifest import is_version
 from druse.backends import open_backend
 from druse.bundle import (
     MANIFEST,
@@ -197,6 +198,8 @@ def build_cgcnn(
     provenance: Provenance,
 ) -> Bundle:
     """The same for a CGCNN of ``property_``; arguments and errors as of `build_con_cdvae`."""
+    if not is_version(version):
+        raise InputError(f"`version` must be up to 40 characters that can be printed, without |, got {version!r}")
     config = model.config
     network = ExportedCGCNN(model).eval()
     crystals = random_crystals(np.random.default_rng(0), 8)
