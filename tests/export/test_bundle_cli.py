@@ -122,7 +122,7 @@ def con_cdvae(weights: Path, made_once: MadeOnce) -> Path:
 
 def test_show_a_cgcnn(cgcnn: Path) -> None:
     text = done("show", cgcnn)
-    assert "cli_cgcnn (cgcnn)" in text
+    assert "cli_cgcnn (cgcnn), version 1" in text
     assert "CC-BY-4.0" in text
     assert "trained on  crystals.csv" in text
     assert "1,200" in text
@@ -326,6 +326,8 @@ def test_an_existing_folder_stays_as_it_is(weights: Path, tmp_path: Path) -> Non
         ("vae", ["--prior=a={}/prior.safetensors", "--prior=a={}/prior.safetensors"], "two priors have the name 'a'"),
         ("vae", ["--prior=a-b={}/prior.safetensors"], "a plain name"),
         ("vae", ["--property=band_gap"], "leave --property out"),
+        ("vae", ["--version=2"], "leave --version out"),
+        ("cgcnn", ["--property=hardness=0:1:0.1", "--version=a|b"], "that can be printed, without |, got 'a|b'"),
         ("vae", ["--data={}/none.csv"], "none.csv"),
         ("prior", [], "holds a prior; give a model of step one"),
         (
@@ -396,6 +398,7 @@ def test_import(shared: Path, tmp_path: Path) -> None:
         ("mpall20_fm", ["--property=crystal_system"], "cannot tell the range"),
         ("mpall20_fm", ["--property=energy=1:0:0.1"], "must have minimum < maximum"),
         ("mpall20_fm", [f"--property={FORMATION_ENERGY}", "--threshold=0"], "is a regression; leave --threshold out"),
+        ("mpall20_fm", [f"--property={FORMATION_ENERGY}", "--below"], "is a regression; leave --below out"),
         ("mpall20_Cfm", [f"--property={FORMATION_ENERGY}"], "is a classification; give --threshold"),
         ("mpall20_Cfm", [f"--property={FORMATION_ENERGY}", "--threshold=nan"], "`threshold` must be a number, got nan"),
     ],

@@ -43,7 +43,7 @@ def test_parquet_is_a_source_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, source: Path
 ) -> None:
     first, second = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    assert run(monkeypatch, source, "--out", first, "--threads", 1, "--json") == 0
+    assert run(monkeypatch, source, "--out", first, "--threads", 1, "--jobs", 1, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["entries"], printed["unread"]) == (4, 1)
     expected = PropertyModels.open(n_threads=1).columns(CRYSTALS)
@@ -57,7 +57,7 @@ def test_parquet_is_a_source_again(
     assert np.isnan(written[ENERGY][[1, 2]]).all()
     facts = read_facts(first, "")
     assert (facts[ENERGY], facts["band_gap_class"]) == ("eV/atom", "P(>0 eV)")
-    assert run(monkeypatch, first, "--out", second, "--threads", 1, "--json") == 0
+    assert run(monkeypatch, first, "--out", second, "--threads", 1, "--jobs", 1, "--json") == 0
     capsys.readouterr()
     assert second.read_bytes() == first.read_bytes()
 
@@ -66,7 +66,7 @@ def test_csv_and_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, source: Path
 ) -> None:
     out = tmp_path / "new" / "out.csv"
-    assert run(monkeypatch, source, source, "--out", out, "--threads", 1) == 0
+    assert run(monkeypatch, source, source, "--out", out, "--threads", 1, "--jobs", 1) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "8 entries in" in printed.out
@@ -84,10 +84,13 @@ def test_models_of_ones_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, source: Path
 ) -> None:
     own = bundles.put("zip", tmp_path, bundles.with_manifest(bundles.cgcnn_files()))
-    assert run(monkeypatch, source, "--model", own, "--out", tmp_path / "a.csv", "--threads", 1, "--json") == 0
+    assert (
+        run(monkeypatch, source, "--model", own, "--out", tmp_path / "a.csv", "--threads", 1, "--jobs", 1, "--json")
+        == 0
+    )
     assert list(json.loads(capsys.readouterr().out)["columns"]) == ["energy|tiny|1|eV/atom", "energy"]
     both = ("--model", own, "--model", "embedded")
-    assert run(monkeypatch, source, *both, "--out", tmp_path / "a.csv", "--threads", 1, "--json") == 0
+    assert run(monkeypatch, source, *both, "--out", tmp_path / "a.csv", "--threads", 1, "--jobs", 1, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["columns"]) == 10
 
 
@@ -103,7 +106,7 @@ def test_mistakes_end_in_one_line(
         ((source, "--out", "out.csv", "--model", generator), "give the bundle of a property model instead"),
         ((source, "--out", "out.csv", "--backend", "none"), "none"),
     ):
-        assert run(monkeypatch, *arguments) == 1
+        assert run(monkeypatch, *arguments, "--jobs", 1) == 1
         printed = capsys.readouterr()
         assert printed.out == ""
         assert says in printed.err

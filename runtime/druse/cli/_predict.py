@@ -34,7 +34,7 @@ def predict(
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the networks; 0: every core.", min=0)] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes that read; 0 for every core.", min=0)] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes that read; 0 for every core.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Predict properties of crystals by CGCNN, without PyTorch.
