@@ -78,7 +78,7 @@ MAPS = {"files", "tolerances", "precisions", "priors", "weights", "figures"}
 """Fields whose keys are free."""
 
 OPTIONAL = {"formulation", "precisions", "shell_tolerance", "threshold", "weights", "data", "steps", "epochs",
-            "figures", "created_by", "note", "unit", "labels"}  # fmt: skip
+            "figures", "created_by", "note", "unit", "labels", "version"}  # fmt: skip
 
 
 def records(value: Any, where: str = "$", free: bool = False) -> Iterator[tuple[str, Any]]:
