@@ -196,6 +196,7 @@ class PropertyModels:
         cls,
         models: Sequence[Any] = (),
         *,
+        embedded: bool | None = None,
         backend: str | Backend = "auto",
         precision: str = "fp32",
         n_threads: int = 0,
@@ -203,8 +204,8 @@ class PropertyModels:
         """Models that are ready to run.
 
         Args:
-            models: bundles or paths of bundles; ``"embedded"`` stands for the four that come with Druse, and so does
-                no model at all.
+            models: bundles, or paths of bundles.
+            embedded: whether those that come with Druse stand before them; None: where there are no ``models``.
             backend: see `druse.backends.open_backend`; one for all of them.
             precision: of the backend.
             n_threads: 0 for every core.
@@ -212,12 +213,10 @@ class PropertyModels:
         Raises:
             InputError: a bundle cannot be opened or is a generator, or see the class.
         """
-        opened: list[Bundle] = []
-        for model in [models] if isinstance(models, str) else models or ["embedded"]:
-            if isinstance(model, str) and model == "embedded":
-                opened += [Bundle.embedded(name) for name in EMBEDDED]
-            else:
-                opened.append(model if isinstance(model, Bundle) else Bundle.open(model))
+        if embedded is None:
+            embedded = not models
+        opened = [Bundle.embedded(name) for name in EMBEDDED] if embedded else []
+        opened += [model if isinstance(model, Bundle) else Bundle.open(model) for model in models]
         if isinstance(backend, str):
             backend = open_backend(backend, precision=precision, n_threads=n_threads)
         return cls([PropertyModel(bundle, backend) for bundle in opened])

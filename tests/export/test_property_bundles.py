@@ -116,7 +116,7 @@ def test_the_authors_predictions(imported: Path, recorded: tuple[Crystals, dict[
 def test_an_ensemble_of_the_authors_and_ours(shared: Path, tmp_path: Path) -> None:
     theirs = import_into(tmp_path, shared, "mpall20_Cfm")
     (entries,) = read_entries([shared / "data" / "mptest" / "mptest_test.csv"])
-    columns = PropertyModels.open(["embedded", theirs], n_threads=2).columns(entries.crystals)
+    columns = PropertyModels.open([theirs], embedded=True, n_threads=2).columns(entries.crystals)
     long = [COLUMNS["Cfm"].format(model) for model in ("cgcnn-mp20", "mpall20")]
     assert [name for name in columns if name.startswith("formation_energy_class|")] == long
     values = np.stack([columns[name] for name in long])

@@ -89,7 +89,7 @@ def test_models_of_ones_own(
         == 0
     )
     assert list(json.loads(capsys.readouterr().out)["columns"]) == ["energy|tiny|1|eV/atom", "energy"]
-    both = ("--model", own, "--model", "embedded")
+    both = ("--model", own, "--embedded")
     assert run(monkeypatch, source, *both, "--out", tmp_path / "a.csv", "--threads", 1, "--jobs", 1, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["columns"]) == 10
 

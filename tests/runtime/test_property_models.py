@@ -129,6 +129,7 @@ def test_no_crystals(models: PropertyModels) -> None:
     assert list(columns) == [*LONG, *SHORT]
     assert all(values.shape == (0,) for values in columns.values())
     assert PropertyModel.open(Bundle.embedded("cgcnn_band_gap_class")).predict(GOOD.take([])).shape == (0, 2)
+    assert PropertyModels.open(embedded=False).columns(GOOD) == {}
 
 
 def test_many_empty_crystals_beside_a_large_one_take_little_memory(models: PropertyModels) -> None:
@@ -143,7 +144,7 @@ def test_an_ensemble(tmp_path: Path) -> None:
     target = msgspec.structs.replace(energy, name="formation_energy_per_atom")
     two = put(tmp_path / "a", target=target, name="two")
     again = put(tmp_path / "b", target=target, name="two", version="2024-05")
-    both = PropertyModels.open(["embedded", two], n_threads=2)
+    both = PropertyModels.open([two], embedded=True, n_threads=2)
     columns, ours = both.columns(GOOD), PropertyModels.open(n_threads=2).columns(GOOD)[SHORT[0]]
     assert list(columns) == [
         *LONG, f"{SHORT[0]}|two|1|eV/atom", SHORT[0], f"{SHORT[0]}_std", *SHORT[1:],
@@ -153,7 +154,7 @@ def test_an_ensemble(tmp_path: Path) -> None:
     assert columns[f"{SHORT[0]}|two|1|eV/atom"].tolist() == [2.0] * len(GOOD)
     np.testing.assert_allclose(columns[SHORT[0]], (ours + 2) / 2, rtol=1e-15)
     np.testing.assert_allclose(columns[f"{SHORT[0]}_std"], np.std([ours, np.full(len(GOOD), 2.0)], axis=0, ddof=1))
-    three = PropertyModels.open(["embedded", Bundle.open(two), again], n_threads=1).columns(GOOD)
+    three = PropertyModels.open([Bundle.open(two), again], embedded=True, n_threads=1).columns(GOOD)
     np.testing.assert_allclose(three[SHORT[0]], (ours + 4) / 3, rtol=1e-15)
     np.testing.assert_allclose(three[f"{SHORT[0]}_std"], np.abs(ours - 2) / np.sqrt(3), rtol=1e-12)
     assert f"{SHORT[0]}|two|2024-05|eV/atom" in three
@@ -161,7 +162,7 @@ def test_an_ensemble(tmp_path: Path) -> None:
 
 def test_other_neighbours_are_found_too(tmp_path: Path) -> None:
     """The model made by hand takes 4 neighbours within 6 Angstrom; both sorts run side by side."""
-    columns = PropertyModels.open(["embedded", put(tmp_path)], n_threads=2).columns(GOOD)
+    columns = PropertyModels.open([put(tmp_path)], embedded=True, n_threads=2).columns(GOOD)
     assert columns["energy"].tolist() == [2.0] * len(GOOD)
     alone = PropertyModels.open(n_threads=2).columns(GOOD)
     assert all(columns[name].tobytes() == alone[name].tobytes() for name in alone)
@@ -180,7 +181,7 @@ class TestRefused:
     def test_the_same_column_twice(self, tmp_path: Path) -> None:
         a, b = put(tmp_path / "a"), put(tmp_path / "b")
         self.refused([a, b], re.escape("the same column 'energy|tiny|1|eV/atom'; leave one out"))
-        self.refused(["embedded", "embedded"], "would write the same column")
+        self.refused([a, Bundle.embedded(EMBEDDED[0]), Bundle.embedded(EMBEDDED[0])], "would write the same column")
 
     def test_two_units(self, tmp_path: Path) -> None:
         target = msgspec.structs.replace(bundles.cgcnn_manifest({}).target, unit="meV/atom")

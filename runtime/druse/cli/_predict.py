@@ -25,13 +25,13 @@ def predict(
         Path, typer.Option(help="Table to write: .parquet, with the crystals, or .csv, without.", show_default=False)
     ],
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="BUNDLE|embedded",
-            help="Property model; several times for several. `embedded` are the four that come with Druse, and so is "
-            "none at all.",
-        ),
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="Property model, folder or .zip; several times for several."),
     ] = None,
+    embedded: Annotated[
+        bool,
+        typer.Option("--embedded", help="The four models that come with Druse too; without --model always."),
+    ] = False,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the networks; 0: every core.", min=0)] = 0,
     jobs: Annotated[int, typer.Option(help="Processes that read; 0 for every core.", min=0)] = 0,
@@ -46,7 +46,7 @@ def predict(
 
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"--out must end with .parquet or .csv, got {out.name}")
-    models = PropertyModels.open(model or (), backend=backend, n_threads=threads)
+    models = PropertyModels.open(model or (), embedded=embedded or not model, backend=backend, n_threads=threads)
     with _counting(wanted=not as_json) as progress:
         parts = [models.add_to(part) for part in read_entries(sources, n_jobs=jobs, progress=progress)]
     entries = Entries.concatenate(parts)
