@@ -154,7 +154,7 @@ def test_what_comes_with_druse_is_what_was_trained(name: str) -> None:
 
 
 def test_it_is_built_again_the_same(tmp_path: Path) -> None:
-    """By the line of ``scripts/property_bundles.sh``; the network, as its versions may differ from the builder's."""
+    """As ``scripts/property_bundles.sh`` does it; other versions of what exports it write other bytes."""
     embedded = Bundle.embedded("cgcnn_band_gap")
     manifest = embedded.manifest
     built = build_bundle(
