@@ -1,12 +1,12 @@
 """Novelty of 2,000 structures against the training set of MP-20: what each filter leaves, and seconds.
 
 Run ``python benchmarks/novelty.py`` for figures, ``--check`` to compare with all pairs of one formula, of which
-StructureMatcher is asked as anyone would, cells as they came. Pairs of other formulas it refuses by its first comparison,
-that of fractional compositions, before it looks at a cell, so that the check is that of all pairs.
+StructureMatcher is asked as anyone would, cells as they came. Pairs of other formulas it refuses by its first
+comparison, that of fractional compositions, before it looks at a cell, so that the check is that of all pairs.
 
-The structures are the validation set, which has other formulas, and for the rest crystals of the training set made hard:
-strained by up to a quarter, displaced by up to 0.4 of (V / N)^(1/3), doubled, mirrored, in a skewed cell, in another
-order, half of them only a little.
+The structures are the validation set, which has other formulas, and for the rest crystals of the training set made
+hard: strained by up to a quarter, displaced by up to 0.4 of (V / N)^(1/3), doubled, in a skewed cell, turned or
+mirrored, in another order; half of them only a little.
 """
 
 import argparse

@@ -25,6 +25,7 @@ is part of what it computes, or follows from it; tolerances here are a millionth
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +41,8 @@ _NEAR = 2 * STOL * (1 + 1e-6)
 _COS_ANGLE = 1e-9  # a millionth of a degree and more
 _ANGLE = ANGLE_TOL + 1e-6
 _VECTORS = 200_000  # of a lattice; cells that need more are left to the matcher
-_ENTRIES = 2_000_000  # of an array
+_ENTRIES = 2_000_000  # of an array, and of all pairs of atoms in all trials; with more the matcher is as fast
+_IMAGED = 20_000
 _ROWS = 8  # atoms whose partners are looked for at once; most trials fail with the first ones
 _IMAGES = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
 
@@ -103,6 +105,24 @@ def may_lie(minima_a: np.ndarray, edges_b: np.ndarray) -> np.ndarray:
     return np.asarray((minima_a < _RATIO * edges_b).all(axis=-1))
 
 
+def refused_by(a: Primitive, b: Primitive) -> Literal["mappings", "partners", ""]:
+    """Which condition StructureMatcher's ``fit(a, b)`` cannot meet; empty where it has to be asked.
+
+    Args:
+        a: a crystal.
+        b: one of the same number of atoms of each element.
+    """
+    try:
+        found = mappings(a, b)
+        if found is None:
+            return ""
+        if not len(found):
+            return "mappings"
+        return "" if partners(a, b, found) else "partners"
+    except np.linalg.LinAlgError:  # of a cell without volume, or nearly so
+        return ""
+
+
 def mappings(a: Primitive, b: Primitive) -> Int64[np.ndarray, "mappings 3 3"] | None:
     """Matrices that make of the edges of ``a`` those of a cell shaped as ``b``; None where they are too many to list.
 
@@ -145,51 +165,51 @@ def partners(a: Primitive, b: Primitive, found: Int64[np.ndarray, "mappings 3 3"
         a: a crystal.
         b: one of the same number of atoms of each element.
         found: `mappings` of both.
+
+    Returns:
+        True also for what would take longer than the matcher.
     """
+    anchors = a.elements[0]
+    trials = np.mgrid[: len(found), anchors.start : anchors.stop].reshape(2, -1)
+    if trials.shape[1] * max(atoms.stop - atoms.start for atoms in a.elements) ** 2 > _ENTRIES:
+        return True
     lengths, cosines = _shape(found @ a.cell)
     metric = _metric((lengths + b.lengths) / 2, (np.arccos(cosines) + np.radians(b.angles)) / 2)
     radius = _NEAR * (np.sqrt(np.linalg.det(metric)) / len(a.frac)) ** (1 / 3)
     # the least box about the ball, in fractional coordinates
     box = radius[:, None] * np.sqrt(np.diagonal(np.linalg.inv(metric), axis1=1, axis2=2))
-    if (box >= 1.5).any():  # a flat cell, with more images than are looked at
+    if not (box < 1.5).all():  # a flat cell, with more images than are looked at
         return True
     frac = a.frac @ np.linalg.inv(found)
-    anchors = a.elements[0]
 
-    def steps(mapping: np.ndarray, anchor: np.ndarray, of_a: slice, of_b: slice) -> np.ndarray:
-        """``[trials, atoms of b, atoms of a, 3]`` from one to the other in their mean cell, nearly the shortest."""
+    def in_box(of_a: slice, of_b: slice) -> tuple[np.ndarray, np.ndarray]:
+        """``[trials, atoms of b, atoms of a, 3]`` steps in the mean cell, nearly the shortest; which are in the box."""
         from_anchor = frac[mapping, of_a] - frac[mapping, anchor][:, None]
         step = from_anchor[:, None] - (b.frac[of_b] - b.frac[anchors.start])[None, :, None]
-        return step - np.round(step)  # type: ignore[no-any-return]
+        step -= np.round(step)
+        return step, (np.abs(step) <= box[mapping][:, None, None]).all(axis=-1)
 
-    def in_boxes(mapping: np.ndarray, anchor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        for atoms in a.elements:
-            for k in range(atoms.start, atoms.stop, _ROWS):
-                step = steps(mapping, anchor, atoms, slice(k, min(k + _ROWS, atoms.stop)))
-                kept = (np.abs(step) <= box[mapping][:, None, None]).all(axis=-1).any(axis=-1).all(axis=-1)
-                mapping, anchor = mapping[kept], anchor[kept]
-        return mapping, anchor
-
-    def in_balls(mapping: np.ndarray, anchor: np.ndarray) -> bool:
-        for atoms in a.elements:
-            step = steps(mapping, anchor, atoms, atoms)
-            near = (np.abs(step) <= box[mapping][:, None, None]).all(axis=-1)
-            trial, i, j = np.nonzero(near)
-            images = step[trial, i, j][:, None] + _IMAGES
-            squares = np.einsum("eik,eik->ei", images @ metric[mapping[trial]], images).min(axis=1)
-            near[trial, i, j] = squares < radius[mapping[trial]] ** 2
-            kept = near.any(axis=1).all(axis=1) & near.any(axis=2).all(axis=1)
+    mapping, anchor = trials
+    for atoms in a.elements:
+        for k in range(atoms.start, atoms.stop, _ROWS):
+            _, near = in_box(atoms, slice(k, min(k + _ROWS, atoms.stop)))
+            kept = np.all(near.any(axis=2), axis=1)
             mapping, anchor = mapping[kept], anchor[kept]
-        return len(mapping) > 0
+    for atoms in a.elements:
+        step, near = in_box(atoms, atoms)
+        entries = np.nonzero(near)
+        step, of = step[near], mapping[entries[0]]
+        squares = [_squares(step[k : k + _IMAGED], metric[of[k : k + _IMAGED]]) for k in range(0, len(of), _IMAGED)]
+        near[entries] = np.concatenate([np.zeros(0), *squares]) < radius[of] ** 2
+        kept = np.all(near.any(axis=1), axis=1) & np.all(near.any(axis=2), axis=1)
+        mapping, anchor = mapping[kept], anchor[kept]
+    return len(mapping) > 0
 
-    most = max(atoms.stop - atoms.start for atoms in a.elements)
-    trials = np.mgrid[: len(found), anchors.start : anchors.stop].reshape(2, -1)
-    wide, narrow = max(1, _ENTRIES // (3 * _ROWS * most)), max(1, _ENTRIES // (3 * most**2 + 200 * most))
-    for k in range(0, trials.shape[1], wide):
-        left = np.stack(in_boxes(*trials[:, k : k + wide]))
-        if any(in_balls(*left[:, j : j + narrow]) for j in range(0, left.shape[1], narrow)):
-            return True
-    return False
+
+def _squares(step: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """Of the lengths of steps, each by the nearest of 27 images."""
+    images = step[:, None] + _IMAGES
+    return np.asarray(np.einsum("eik,eik->ei", images @ metric, images).min(axis=1))
 
 
 def _scaled(crystals: Crystals) -> np.ndarray:

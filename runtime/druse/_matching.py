@@ -17,7 +17,7 @@ import numpy as np
 
 from druse._arrays import Float64
 from druse._fingerprints import as_structure
-from druse._mappings import ANGLE_TOL, LTOL, STOL, Primitive, edges, mappings, minima, partners
+from druse._mappings import ANGLE_TOL, LTOL, STOL, Primitive, edges, minima, refused_by
 from druse._processes import Processes, time_limit
 from druse.crystals import Crystals
 from druse.validity import TOO_CLOSE, structural_faults
@@ -191,11 +191,9 @@ def _first(new: _Side, olds: Iterable[_Side], seconds: float | None) -> Found:
         try:
             with time_limit(seconds), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = mappings(old.primitive, new.primitive)
-                if found is not None and not len(found):
-                    continue
-                lying += 1
-                if found is not None and not partners(old.primitive, new.primitive, found):
+                refused = refused_by(old.primitive, new.primitive)
+                lying += refused != "mappings"
+                if refused:
                     continue
                 calls += 1
                 if matcher().fit(old.structure, new.structure, skip_structure_reduction=True):
