@@ -29,17 +29,17 @@ def hard_pair(rng: np.random.Generator) -> tuple[Crystals, Crystals]:
     if rng.random() < 0.1:  # two lattices that nothing relates
         b = any_crystal(rng)
         b = crystal(b.cells, a.species, rng.random(a.frac.shape))
-    if rng.random() < 0.6:  # else in cells that no matcher would choose, where the conditions hold as well
+    if rng.random() < 0.4:  # else in cells that no matcher would choose, where the conditions hold as well
         a, b = reduced([a, b])
     return a, b
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_pair_that_fits_is_refused(seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts = dict.fromkeys(("fit", "minima", "mappings", "partners", "asked in vain"), 0)
-    while sum(counts.values()) < 500:
+    while sum(counts.values()) < 400:
         a, b = hard_pair(rng)
         if sorted(a.species) != sorted(b.species):
             continue
@@ -49,7 +49,7 @@ def test_no_pair_that_fits_is_refused(seed: int) -> None:
         assert not (fits and (refused or by_minima)), (a, b)
         assert refused == "mappings" or not by_minima, (a, b)
         counts["fit" if fits else "minima" if by_minima else refused or "asked in vain"] += 1
-    assert counts["fit"] > 100
+    assert counts["fit"] > 80
     assert all(counts[name] > 5 for name in ("minima", "mappings", "partners"))
     assert counts["asked in vain"] < sum(counts[name] for name in ("minima", "mappings", "partners"))
 
@@ -106,7 +106,9 @@ def test_mappings_of_a_cube_are_its_symmetries() -> None:
     cube = Primitive.of(crystal(3 * np.eye(3), [1], [[0, 0, 0]]))
     found = mappings(cube, cube)
     assert found is not None
-    signed = [np.diag(s)[list(p)] for p in itertools.permutations(range(3)) for s in itertools.product((1, -1), repeat=3)]
+    signed = [
+        np.diag(s)[list(p)] for p in itertools.permutations(range(3)) for s in itertools.product((1, -1), repeat=3)
+    ]
     assert sorted(map(str, found)) == sorted(map(str, np.array(signed)))
     assert partners(cube, cube, found)
 
