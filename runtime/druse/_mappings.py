@@ -23,13 +23,14 @@ is part of what it computes, or follows from it; tolerances here are a millionth
             translations, and asks for partners in a box about this ball first.)
 """
 
-import dataclasses
+import functools
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from druse._arrays import Float64, Int64
+from druse._fingerprints import as_structure
 from druse.crystals import Crystals
 from druse.lattice import volumes
 
@@ -47,33 +48,52 @@ _ROWS = 8  # atoms whose partners are looked for at once; most trials fail with 
 _IMAGES = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Primitive:
-    """A crystal in a primitive cell, in units of (V / N)^(1/3), its atoms sorted by element.
+    """A crystal in a primitive cell, in units of (V / N)^(1/3); what few pairs need is made when it is asked for.
 
     Attributes:
+        crystal: as given, a batch of one.
+        structure: the same for pymatgen.
         cell: ``[3, 3]`` row vectors.
-        frac: ``[atoms, 3]``.
-        elements: the atoms of each element, those of the rarest first.
         lengths: ``[3]`` of the edges.
         angles: ``[3]`` of the cell, in degrees.
+        frac: ``[atoms, 3]``, sorted by element.
+        elements: the atoms of each element, those of the rarest first.
     """
 
-    cell: np.ndarray
-    frac: np.ndarray
-    elements: tuple[slice, ...]
-    lengths: np.ndarray
-    angles: np.ndarray
+    def __init__(self, crystals: Crystals, place: int, cell: np.ndarray) -> None:
+        self._crystals, self._place, self.cell = crystals, place, cell
 
     @classmethod
-    def of(cls, crystal: Crystals) -> "Primitive":
-        """A batch of one."""
-        order = np.argsort(crystal.species, kind="stable")
-        _, starts, counts = np.unique(crystal.species[order], return_index=True, return_counts=True)
-        elements = tuple(slice(starts[k], starts[k] + counts[k]) for k in np.argsort(counts, kind="stable"))
-        cell = _scaled(crystal)[0]
-        lengths, cosines = _shape(cell)
-        return cls(cell, crystal.frac[order], elements, lengths, np.degrees(np.arccos(cosines)))
+    def each(cls, crystals: Crystals) -> "list[Primitive]":
+        """Of a batch."""
+        return [cls(crystals, place, cell) for place, cell in enumerate(_scaled(crystals))]
+
+    @functools.cached_property
+    def crystal(self) -> Crystals:
+        return self._crystals[self._place]
+
+    @functools.cached_property
+    def structure(self) -> Any:
+        return as_structure(self.crystal)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        return _shape(self.cell)[0]
+
+    @functools.cached_property
+    def angles(self) -> np.ndarray:
+        return np.degrees(np.arccos(_shape(self.cell)[1]))  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def frac(self) -> np.ndarray:
+        return self.crystal.frac[np.argsort(self.crystal.species, kind="stable")]
+
+    @functools.cached_property
+    def elements(self) -> tuple[slice, ...]:
+        _, counts = np.unique(self.crystal.species, return_counts=True)
+        stops = np.cumsum(counts)
+        return tuple(slice(stops[k] - counts[k], stops[k]) for k in np.argsort(counts, kind="stable"))
 
 
 def edges(crystals: Crystals) -> Float64[np.ndarray, "crystals 3"]:
@@ -239,7 +259,11 @@ def _vectors(cell: np.ndarray, radius: float) -> np.ndarray | None:
     """``[vectors, 3]`` integer coefficients, among them those of all lattice vectors no longer than a radius."""
     # the k-th coefficient of a vector is its product with the k-th reciprocal one
     reach = np.floor(radius * np.linalg.norm(np.linalg.inv(cell), axis=0))
-    if not np.prod(2 * reach + 1) <= _VECTORS:
-        return None
-    grids = np.meshgrid(*(np.arange(-k, k + 1) for k in reach.astype(np.int64)), indexing="ij")
-    return np.stack(grids, axis=-1).reshape(-1, 3)
+    return _grid(*reach.astype(int).tolist()) if np.prod(2 * reach + 1) <= _VECTORS else None
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(i: int, j: int, k: int) -> np.ndarray:
+    grid = np.mgrid[-i : i + 1, -j : j + 1, -k : k + 1].reshape(3, -1).T.copy()
+    grid.flags.writeable = False
+    return grid

@@ -149,31 +149,16 @@ class _Work(NamedTuple):
     seconds: float | None
 
 
-class _Side:
-    """One crystal of a pair, made ready when it is needed."""
-
-    def __init__(self, crystal: Crystals) -> None:
-        self.crystal = crystal
-
-    @functools.cached_property
-    def primitive(self) -> Primitive:
-        return Primitive.of(self.crystal)
-
-    @functools.cached_property
-    def structure(self) -> Any:
-        return as_structure(self.crystal)
-
-
 def _limit(processes: Processes) -> float | None:
     return _SECONDS if processes.isolated else None
 
 
 def _first_fit(work: _Work) -> Found:
-    return _first(_Side(work.new), map(_Side, work.olds), work.seconds)
+    return _first(Primitive.each(work.new)[0], Primitive.each(work.olds), work.seconds)
 
 
 def _groups(work: tuple[Crystals, float | None]) -> list[int]:
-    sides = list(map(_Side, work[0]))
+    sides = Primitive.each(work[0])
     heads: list[int] = []
     found = []
     for b, side in enumerate(sides):
@@ -184,22 +169,23 @@ def _groups(work: tuple[Crystals, float | None]) -> list[int]:
     return found
 
 
-def _first(new: _Side, olds: Iterable[_Side], seconds: float | None) -> Found:
+def _first(new: Primitive, olds: Iterable[Primitive], seconds: float | None) -> Found:
     """The first one of others that is the same."""
     place, lying, calls = -1, 0, 0
-    for k, old in enumerate(olds):
-        try:
-            with time_limit(seconds), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                refused = refused_by(old.primitive, new.primitive)
-                lying += refused != "mappings"
-                if refused:
-                    continue
-                calls += 1
-                if matcher().fit(old.structure, new.structure, skip_structure_reduction=True):
-                    return Found(k, lying, calls)
-        except Exception:  # of the matcher, or it takes too long
-            place = -2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for k, old in enumerate(olds):
+            try:
+                with time_limit(seconds):
+                    refused = refused_by(old, new)
+                    lying += refused != "mappings"
+                    if refused:
+                        continue
+                    calls += 1
+                    if matcher().fit(old.structure, new.structure, skip_structure_reduction=True):
+                        return Found(k, lying, calls)
+            except Exception:  # of the matcher, or it takes too long
+                place = -2
     return Found(place, lying, calls)
 
 

@@ -23,6 +23,10 @@ def reduced(crystals: list[Crystals]) -> list[Crystals]:
         return list(primitives_of(Crystals.concatenate(crystals), here).crystals)
 
 
+def primitive(one: Crystals) -> Primitive:
+    return Primitive.each(one)[0]
+
+
 def hard_pair(rng: np.random.Generator) -> tuple[Crystals, Crystals]:
     a = POLYMORPHS[rng.integers(len(POLYMORPHS))] if rng.random() < 0.5 else any_crystal(rng)
     b = changed(a, rng)
@@ -45,7 +49,7 @@ def test_no_pair_that_fits_is_refused(seed: int) -> None:
             continue
         fits = matcher().fit(as_structure(a), as_structure(b), skip_structure_reduction=True)
         by_minima = not may_lie(minima(a), edges(b)[0])
-        refused = refused_by(Primitive.of(a), Primitive.of(b))
+        refused = refused_by(primitive(a), primitive(b))
         assert not (fits and (refused or by_minima)), (a, b)
         assert refused == "mappings" or not by_minima, (a, b)
         counts["fit" if fits else "minima" if by_minima else refused or "asked in vain"] += 1
@@ -72,7 +76,7 @@ def test_at_the_limit_of_lengths_and_angles(step: float) -> None:
 
 def agree(a: Crystals, b: Crystals) -> None:
     fits = matcher().fit(as_structure(a), as_structure(b), skip_structure_reduction=True)
-    assert not (fits and refused_by(Primitive.of(a), Primitive.of(b)))
+    assert not (fits and refused_by(primitive(a), primitive(b)))
 
 
 def test_at_the_limit_of_places() -> None:
@@ -82,7 +86,7 @@ def test_at_the_limit_of_places() -> None:
     for move, fits in ((0.5999, True), (0.6001, False)):
         b = crystal(cell, [1, 2], [[0, 0, 0], [0.5 + move * size / 4, 0.5, 0.5]])
         assert matcher().fit(as_structure(a), as_structure(b), skip_structure_reduction=True) == fits
-        assert refused_by(Primitive.of(a), Primitive.of(b)) == ("" if fits else "partners")
+        assert refused_by(primitive(a), primitive(b)) == ("" if fits else "partners")
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -97,13 +101,13 @@ def test_minima_are_of_the_lattice(seed: int) -> None:
         if np.linalg.matrix_rank([*chosen, steps[k]]) > len(chosen):
             chosen.append(steps[k])
     expected = np.linalg.norm(np.array(chosen) @ cell, axis=1) / size
-    skew = np.array([[1, rng.integers(-3, 4), rng.integers(-3, 4)], [0, 1, rng.integers(-3, 4)], [0, 0, 1]])
+    skew = np.array([[1, rng.integers(-2, 3), rng.integers(-2, 3)], [0, 1, rng.integers(-2, 3)], [0, 0, 1]])
     for basis in (cell, skew @ cell, skew.T @ cell):
         np.testing.assert_allclose(minima(crystal(basis, [1], [[0, 0, 0]])), expected, rtol=1e-9)
 
 
 def test_mappings_of_a_cube_are_its_symmetries() -> None:
-    cube = Primitive.of(crystal(3 * np.eye(3), [1], [[0, 0, 0]]))
+    cube = primitive(crystal(3 * np.eye(3), [1], [[0, 0, 0]]))
     found = mappings(cube, cube)
     assert found is not None
     signed = [
@@ -115,11 +119,11 @@ def test_mappings_of_a_cube_are_its_symmetries() -> None:
 
 def test_what_is_too_much_is_left_to_the_matcher() -> None:
     """A needle has too many short vectors to list, a crowd too many pairs, a sheet too many images."""
-    needle = Primitive.of(crystal(np.diag([0.02, 0.02, 9000]), [1], [[0, 0, 0]]))
+    needle = primitive(crystal(np.diag([0.02, 0.02, 9000]), [1], [[0, 0, 0]]))
     assert mappings(needle, needle) is None
     assert not minima(crystal(np.diag([0.02, 0.02, 9000]), [1], [[0, 0, 0]])).any()
     rng = np.random.default_rng(0)
-    crowds = [Primitive.of(crystal(9 * np.eye(3), [1] * 60, rng.random((60, 3)))) for _ in range(2)]
-    sheets = [Primitive.of(crystal(np.diag([9, 9, 0.9]), [1] * 4, rng.random((4, 3)))) for _ in range(2)]
+    crowds = [primitive(crystal(9 * np.eye(3), [1] * 60, rng.random((60, 3)))) for _ in range(2)]
+    sheets = [primitive(crystal(np.diag([9, 9, 0.9]), [1] * 4, rng.random((4, 3)))) for _ in range(2)]
     for a, b in (crowds, sheets, [needle, needle]):
         assert refused_by(a, b) == ""
