@@ -1,4 +1,4 @@
-"""Pairs of crystals that pymatgen's StructureMatcher refuses, told without asking it, ten times faster.
+"""Pairs of crystals that pymatgen's StructureMatcher refuses, told without asking it, at a fifth of its time.
 
 The matcher lays lattice a, the first crystal's, on lattice b (Ong et al., Comput. Mater. Sci. 68, 314, 2013). Both are
 primitive cells of N atoms, scaled to one volume; the unit of length here is l = (V / N)^(1/3), which is 1 for either.
@@ -45,6 +45,7 @@ _VECTORS = 200_000  # of a lattice; cells that need more are left to the matcher
 _ENTRIES = 2_000_000  # of an array, and of all pairs of atoms in all trials; with more the matcher is as fast
 _IMAGED = 20_000
 _ROWS = 8  # atoms whose partners are looked for at once; most trials fail with the first ones
+_FIRST = 8
 _IMAGES = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
 
 
@@ -202,28 +203,32 @@ def partners(a: Primitive, b: Primitive, found: Int64[np.ndarray, "mappings 3 3"
         return True
     frac = a.frac @ np.linalg.inv(found)
 
-    def in_box(of_a: slice, of_b: slice) -> tuple[np.ndarray, np.ndarray]:
+    def in_box(mapping: np.ndarray, anchor: np.ndarray, of_a: slice, of_b: slice) -> tuple[np.ndarray, np.ndarray]:
         """``[trials, atoms of b, atoms of a, 3]`` steps in the mean cell, nearly the shortest; which are in the box."""
         from_anchor = frac[mapping, of_a] - frac[mapping, anchor][:, None]
         step = from_anchor[:, None] - (b.frac[of_b] - b.frac[anchors.start])[None, :, None]
         step -= np.round(step)
         return step, (np.abs(step) <= box[mapping][:, None, None]).all(axis=-1)
 
+    def in_ball(mapping: np.ndarray, anchor: np.ndarray) -> bool:
+        for atoms in a.elements:
+            step, near = in_box(mapping, anchor, atoms, atoms)
+            entries = np.nonzero(near)
+            step, of = step[near], mapping[entries[0]]
+            squares = [_squares(step[k : k + _IMAGED], metric[of[k : k + _IMAGED]]) for k in range(0, len(of), _IMAGED)]
+            near[entries] = np.concatenate([np.zeros(0), *squares]) < radius[of] ** 2
+            kept = np.all(near.any(axis=1), axis=1) & np.all(near.any(axis=2), axis=1)
+            mapping, anchor = mapping[kept], anchor[kept]
+        return len(mapping) > 0
+
     mapping, anchor = trials
     for atoms in a.elements:
         for k in range(atoms.start, atoms.stop, _ROWS):
-            _, near = in_box(atoms, slice(k, min(k + _ROWS, atoms.stop)))
+            _, near = in_box(mapping, anchor, atoms, slice(k, min(k + _ROWS, atoms.stop)))
             kept = np.all(near.any(axis=2), axis=1)
             mapping, anchor = mapping[kept], anchor[kept]
-    for atoms in a.elements:
-        step, near = in_box(atoms, atoms)
-        entries = np.nonzero(near)
-        step, of = step[near], mapping[entries[0]]
-        squares = [_squares(step[k : k + _IMAGED], metric[of[k : k + _IMAGED]]) for k in range(0, len(of), _IMAGED)]
-        near[entries] = np.concatenate([np.zeros(0), *squares]) < radius[of] ** 2
-        kept = np.all(near.any(axis=1), axis=1) & np.all(near.any(axis=2), axis=1)
-        mapping, anchor = mapping[kept], anchor[kept]
-    return len(mapping) > 0
+    # of a pair that fits, the first ones do as a rule
+    return in_ball(mapping[:_FIRST], anchor[:_FIRST]) or in_ball(mapping[_FIRST:], anchor[_FIRST:])
 
 
 def _squares(step: np.ndarray, metric: np.ndarray) -> np.ndarray:
