@@ -1,32 +1,20 @@
 """Which crystals of a batch are the same one, by pymatgen's StructureMatcher."""
 
 import collections
-import functools
-import math
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from druse._arrays import Int64
 from druse._dependencies import require
-from druse._fingerprints import as_structure
-from druse._processes import Processes, time_limit
+from druse._mappings import may_lie
+from druse._matching import Counted, Formula, Primitives, first_fits, formulas, groups, primitives_of
+from druse._processes import Processes
 from druse.crystals import Crystals
-from druse.validity import TOO_CLOSE, structural_faults
 
 __all__ = ["duplicates"]
 
 _BLOCK = 32
-_SECONDS = 60.0  # for one reduction, or one comparison, of milliseconds
-
-
-class _Member(NamedTuple):
-    """A crystal in its primitive cell, and its place in the batch."""
-
-    place: int
-    crystal: Crystals
 
 
 def duplicates(
@@ -40,8 +28,9 @@ def duplicates(
 
     The same are crystals of one reduced formula whose primitive cells have as many atoms and that StructureMatcher
     (ltol 0.2, stol 0.3, angle_tol 5; Ong et al., Comput. Mater. Sci. 68, 314, 2013) fits to one another. So a supercell
-    is the same as its crystal, and volume does not count. Each is compared with the first of each group. Time grows
-    with the square of the different crystals of one formula, a millisecond or two for a pair.
+    is the same as its crystal, and volume does not count. Each is compared with the first of each group, in order; what
+    the matcher provably refuses it is not asked (``docs/novelty.md``). Time grows with the square of the different
+    crystals of one formula, some tenths of a millisecond for a pair.
 
     Args:
         crystals: any batch.
@@ -68,101 +57,71 @@ def duplicates(
         if progress is not None:
             progress(done, len(crystals))
 
-    several, single = _by_formula(crystals)
+    by_formula: dict[Formula, list[int]] = collections.defaultdict(list)
+    for b, formula in enumerate(formulas(crystals)):
+        by_formula[formula].append(b)
+    by_formula.pop((), None)
+    single = [members[0] for members in by_formula.values() if len(members) == 1]
+    several = [members for members in by_formula.values() if len(members) > 1]
     first[single] = single
     count(len(crystals) - sum(map(len, several)))
-    seconds = _SECONDS if processes.isolated else None
-    buckets: dict[tuple[int, int], list[_Member]] = collections.defaultdict(list)
-    places = [(k, b) for k, bucket in enumerate(several) for b in bucket]
-    reduced = processes.map(_primitive, ((crystals[b], seconds) for _, b in places), killed=lambda _: None)
-    for (k, b), primitive in zip(places, reduced, strict=True):
-        if primitive is not None:
-            buckets[k, len(primitive.species)].append(_Member(b, primitive))
+    places = np.array([b for members in several for b in members], np.int64)
+    primitives = primitives_of(crystals.take(places), processes)
+    buckets: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    formula_of = np.repeat(np.arange(len(several)), [len(members) for members in several])
+    for row, (k, n_atoms) in enumerate(zip(formula_of.tolist(), primitives.crystals.n_atoms.tolist(), strict=True)):
+        if n_atoms:
+            buckets[k, n_atoms].append(row)
     count(len(places) - sum(map(len, buckets.values())))
-    blocks = [members[k : k + _BLOCK] for members in buckets.values() for k in range(0, len(members), _BLOCK)]
-    works = (([member.crystal for member in block], seconds) for block in blocks)
-    found = processes.map(_within, works, killed=lambda work: [-1] * len(work[0]))
-    for block, firsts in zip(blocks, found, strict=True):
-        for member, k in zip(block, firsts, strict=True):
-            first[member.place] = block[k].place if k >= 0 else -1
-        count(len(block))
-    for members in buckets.values():
-        if len(members) > _BLOCK:
-            _merge(members, first, processes)
+    rows = _first_rows(list(buckets.values()), primitives, processes, count)
+    first[places] = np.where(rows >= 0, places[rows], -1)
     return first
 
 
-def _by_formula(crystals: Crystals) -> tuple[list[list[int]], list[int]]:
-    """Places of crystals that share a reduced formula, and of those that share it with none."""
-    found: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-    for b, (crystal, fault) in enumerate(zip(crystals, structural_faults(crystals), strict=True)):
-        if fault in ("", TOO_CLOSE):
-            numbers, counts = np.unique(crystal.species, return_counts=True)
-            found[*numbers.tolist(), *(counts // math.gcd(*counts.tolist())).tolist()].append(b)
-    return [b for b in found.values() if len(b) > 1], [b[0] for b in found.values() if len(b) == 1]
+def _first_rows(
+    buckets: list[list[int]], primitives: Primitives, processes: Processes, counted: Counted
+) -> Int64[np.ndarray, "rows"]:
+    """For each row that is in a bucket the first one of the bucket that is the same."""
+    first = np.full(len(primitives.crystals), -1, np.int64)
+    heads: list[list[int]] = [[] for _ in buckets]
+    for start in range(0, max(map(len, buckets), default=0), _BLOCK):
+        blocks = {k: bucket[start : start + _BLOCK] for k, bucket in enumerate(buckets) if len(bucket) > start}
+        pairs = (pair for k, block in blocks.items() for new in block for pair in _pair(new, heads[k], primitives))
+        failed = set()
+        for (new, olds), found in first_fits(pairs, processes):
+            if found.place >= 0:
+                first[new] = olds[found.place]
+            elif found.place == -2:
+                failed.add(new)
+        left = {k: [new for new in block if first[new] < 0 and new not in failed] for k, block in blocks.items()}
+        batches = (primitives.crystals.take(rows) for rows in left.values())
+        for (k, rows), within in zip(left.items(), groups(batches, processes), strict=True):
+            if within is None:
+                _one_by_one(rows, first, primitives, processes)
+            else:
+                first[rows] = [rows[place] if place >= 0 else -1 for place in within]
+            heads[k] += [row for row in rows if first[row] == row]
+            counted(len(blocks[k]))
+    return first
 
 
-def _merge(members: list[_Member], first: np.ndarray, processes: Processes) -> None:
-    """Groups of one block become those of blocks before it where the first ones of both are the same."""
-    seconds = _SECONDS if processes.isolated else None
-    heads: list[_Member] = []
-    for start in range(0, len(members), _BLOCK):
-        new = [member for member in members[start : start + _BLOCK] if first[member.place] == member.place]
-        parts = [part for k in range(processes.n_jobs) if (part := heads[k :: processes.n_jobs])]
-        works = (([n.crystal for n in new], [old.crystal for old in part], seconds) for part in parts)
-        found = processes.map(_across, works, killed=lambda work: [-1] * len(work[0]))
-        for part, matches in zip(parts, found, strict=True):
-            for member, k in zip(new, matches, strict=True):
-                if k >= 0:
-                    first[member.place] = min(first[member.place], part[k].place)
-        heads += [member for member in new if first[member.place] == member.place]
-    for member in members:
-        if first[member.place] >= 0:
-            first[member.place] = first[first[member.place]]
+def _pair(
+    new: int, olds: list[int], primitives: Primitives
+) -> Iterator[tuple[tuple[int, np.ndarray], Crystals, Crystals]]:
+    """A crystal with those of others that its lattice does not refuse at once; nothing where there are none."""
+    rows = np.array(olds, np.int64)
+    near = rows[may_lie(primitives.minima[rows], primitives.edges[new])]
+    if len(near):
+        yield (new, near), primitives.crystals[new], primitives.crystals.take(near)
 
 
-@functools.cache
-def _matcher() -> Any:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
-
-
-def _primitive(work: tuple[Crystals, float | None]) -> Crystals | None:
-    """A crystal in its primitive cell, as StructureMatcher reduces it; None where it cannot be had."""
-    crystal, seconds = work
-    try:
-        with time_limit(seconds), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = as_structure(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
-            species = np.array(found.atomic_numbers, np.int32)
-            return Crystals(found.frac_coords, found.lattice.matrix[None], np.array([0, len(species)]), species)
-    except Exception:
-        return None
-
-
-def _within(work: tuple[list[Crystals], float | None]) -> list[int]:
-    """For each crystal of a block the first one of the block that is the same."""
-    structures = [as_structure(crystal) for crystal in work[0]]
+def _one_by_one(rows: list[int], first: np.ndarray, primitives: Primitives, processes: Processes) -> None:
+    """What `groups` does, so that a crystal that kills a process harms only itself."""
     heads: list[int] = []
-    found = []
-    for b, structure in enumerate(structures):
-        found.append(next((h for h in heads if _same(structures[h], structure, work[1])), b))
-        if found[b] == b:
-            heads.append(b)
-    return found
-
-
-def _across(work: tuple[list[Crystals], list[Crystals], float | None]) -> list[int]:
-    """For each crystal of a block the first one of others that is the same, or -1."""
-    new, old = ([as_structure(crystal) for crystal in side] for side in work[:2])
-    return [next((k for k, head in enumerate(old) if _same(head, one, work[2])), -1) for one in new]
-
-
-def _same(a: Any, b: Any, seconds: float | None) -> bool:
-    try:
-        with time_limit(seconds), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bool(_matcher().fit(a, b, skip_structure_reduction=True))
-    except Exception:  # what cannot be compared is not the same
-        return False
+    for new in rows:
+        first[new] = new
+        for (_, olds), found in first_fits(_pair(new, heads, primitives), processes):
+            if found.place != -1:
+                first[new] = olds[found.place] if found.place >= 0 else -1
+        if first[new] == new:
+            heads.append(new)
