@@ -1,5 +1,6 @@
 """What the rules that look at one crystal at a time say of entries."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -55,6 +56,19 @@ class Judged:
     rules: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     seconds: Mapping[str, float]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Judged"]) -> "Judged":
+        """One of several, in order."""
+        seconds: collections.Counter[str] = collections.Counter()
+        for part in parts:
+            seconds.update(part.seconds)
+        return cls(
+            Entries.concatenate(part.entries for part in parts),
+            tuple(rule for part in parts for rule in part.rules),
+            tuple(verdict for part in parts for verdict in part.verdicts),
+            dict(seconds),
+        )
 
     @property
     def alive(self) -> np.ndarray:
@@ -266,21 +280,22 @@ def _composition(rule: CompositionRule, work: _Work) -> list[Verdict]:
     found = []
     for b, fault in enumerate(faults):
         species = crystals.species[crystals.offsets[b] : crystals.offsets[b + 1]]
-        symbols = {SYMBOLS[z - 1] for z in species.tolist()}
+        symbols = frozenset(SYMBOLS[z - 1] for z in species.tolist())
         found.append(_composition_verdict(rule, symbols, len(species), allowed, required, excluded, fault))
     return found
 
 
 def _composition_verdict(
-    rule: CompositionRule, symbols: set[str], n_atoms: int, allowed: frozenset[str], required: frozenset[str],
+    rule: CompositionRule, symbols: frozenset[str], n_atoms: int, allowed: frozenset[str], required: frozenset[str],
     excluded: frozenset[str], fault: str,
 ) -> Verdict:  # fmt: skip
-    if allowed and (odd := symbols - allowed):
-        return Verdict(f"{min(odd)} is not allowed", float(len(odd)))
-    if odd := symbols & excluded:
-        return Verdict(f"{min(odd)} is excluded", float(len(odd)))
-    if odd := required - symbols:
-        return Verdict(f"without {min(odd)}", float(len(odd)))
+    for odd, text in (
+        (symbols - allowed if allowed else frozenset(), "{} is not allowed"),
+        (symbols & excluded, "{} is excluded"),
+        (required - symbols, "without {}"),
+    ):
+        if odd:
+            return Verdict(text.format(min(odd)), float(len(odd)))
     for count, low, high, what in (
         (len(symbols), rule.min_elements, rule.max_elements, "elements"),
         (n_atoms, rule.min_atoms, rule.max_atoms, "atoms"),

@@ -281,7 +281,6 @@ class Screening:
     def _judge(self, processes: Processes, report: Report) -> None:
         """Each piece by the rules that look at one crystal at a time."""
         total, done = self.file.entries, 0
-        sizes: collections.deque[int] = collections.deque()
 
         def missing() -> Iterator[Piece]:
             nonlocal done
@@ -289,34 +288,25 @@ class Screening:
                 if self._piece(piece.first).exists():
                     done += len(piece)
                 else:
-                    sizes.append(len(piece))
                     yield piece
 
         work = functools.partial(_judged, self.file.rules, processes.isolated)
-        parts: list[Judged] = []
         report("judging", 0, total)
-        for part in understood(missing(), processes, work=work):
-            parts.append(part)
-            if sum(len(part.entries) for part in parts) == sizes[0]:
-                self._store(parts)
-                done += sizes.popleft()
-                parts = []
-                report("judging", done, total)
+        for judged in understood(missing(), processes, work, join=Judged.concatenate):
+            self._store(judged)
+            done += len(judged.entries)
+            report("judging", done, total)
 
-    def _store(self, parts: Sequence[Judged]) -> None:
-        entries = Entries.concatenate(part.entries for part in parts)
-        verdicts = [verdict for part in parts for verdict in part.verdicts]
+    def _store(self, judged: Judged) -> None:
+        entries = judged.entries
         columns = {
             "number": entries.first + np.arange(len(entries), dtype=np.float64),
-            "rule": np.array([rule for part in parts for rule in part.rules], str),
-            "reason": np.array([verdict.reason for verdict in verdicts], str),
-            "value": np.array([verdict.value for verdict in verdicts], np.float64),
+            "rule": np.array(judged.rules, str),
+            "reason": np.array([verdict.reason for verdict in judged.verdicts], str),
+            "value": np.array([verdict.value for verdict in judged.verdicts], np.float64),
             **entries.columns,
         }
-        seconds: collections.Counter[str] = collections.Counter()
-        for part in parts:
-            seconds.update(part.seconds)
-        facts = {"seconds": json.dumps(seconds)}
+        facts = {"seconds": json.dumps(judged.seconds)}
         write_entries(self._piece(entries.first), dataclasses.replace(entries, columns=columns), facts=facts)
 
     def _stored(self) -> Iterator[Entries]:
