@@ -1,0 +1,69 @@
+"""``druse report``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from druse.errors import InputError
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders of druse generate, screen, relax or dft.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    top: Annotated[int, typer.Option(help="Candidates with a view of the crystal.", min=0, max=500)] = 24,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(help="How near to its target a property must be, such as band_gap=0.3.", metavar="NAME=VALUE"),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Table of real crystals, whose properties are shown in grey.")
+    ] = None,
+    models: Annotated[bool, typer.Option(help="Ask the property models of the crystals of a run.")] = True,
+    symmetry: Annotated[bool, typer.Option(help="Look for the space groups of the crystals of a run.")] = True,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the page's numbers as JSON, no progress bar.")] = False,
+) -> None:
+    """One HTML page of what became of crystals, with nothing to load from a network.
+
+    Example: druse report runs/demo --out demo.html
+    """
+    from druse.report import write_report
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        console=Console(stderr=True), disable=as_json,
+    ) as bars:  # fmt: skip
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        said = write_report(
+            out, folders, top=top, windows=_windows(window or []), reference=reference, models=models,
+            symmetry=symmetry, n_jobs=jobs, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(said), indent=2))
+        return
+    typer.echo(f"{said.file}: {said.entries:,} entries, {said.candidates:,} candidates, {said.bytes / 1e6:.1f} MB")
+
+
+def _windows(given: list[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise InputError(f"--window must be NAME=VALUE, such as band_gap=0.3; got {text!r}") from None
+    return found

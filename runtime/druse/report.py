@@ -1,0 +1,392 @@
+"""One HTML page on what generation, screening, relaxation and DFT came to: to look at rather than read.
+
+The page holds all that it shows; it loads nothing from a network, and its bytes depend on the folders alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from druse import __version__, properties
+from druse import _figures as figures
+from druse import _page as page
+from druse._arrays import number as checked
+from druse._files import whole_file
+from druse._population import CLASSES, Population, Property, number, populate
+from druse._processes import Processes
+from druse._reported import KINDS, Stage, formula_of_crystal, read_stage
+from druse._rows import read_rows
+from druse.crystals import Crystals
+from druse.errors import InputError
+from druse.symmetry import ANGLE_TOLERANCE, SYMPREC, crystal_system_of, space_groups
+
+__all__ = ["Reported", "build_report", "write_report"]
+
+TOP = 24
+
+_SYMMETRY = 2000
+"""Crystals of a run whose space groups are looked for: pymatgen takes ten milliseconds for each."""
+
+_PIECE = 64
+_REASONS = 30
+
+_SECTIONS = (
+    ("asked", "Asked", "stages"),
+    ("funnel", "Funnel", "funnels"),
+    ("properties", "Properties", "histograms"),
+    ("pairs", "Pairs", "points"),
+    ("hits", "Hit rates", "has_hits"),
+    ("symmetry", "Symmetry", "crystal_systems"),
+    ("relaxation", "Relaxation", "changes"),
+    ("dft", "DFT", "parities"),
+    ("candidates", "Top candidates", "cards"),
+    ("table", "All candidates", "cards"),
+)
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """What a page says, in numbers.
+
+    Attributes:
+        file: of the page; empty where it was not written.
+        bytes: of it.
+        folders: name and kind of each.
+        groups: of crystals of which the same was asked.
+        entries, survivors: of all groups.
+        hits: how many of each group have what was asked.
+        systems: crystal systems of each group, in the order of `druse._population.SYSTEMS`.
+        changes: of relaxations.
+        candidates: crystals that could be shown.
+    """
+
+    file: str
+    bytes: int
+    folders: list[tuple[str, str]]
+    groups: list[str]
+    entries: int
+    survivors: int
+    hits: list[dict[str, Any]]
+    systems: list[dict[str, Any]]
+    changes: list[dict[str, Any]]
+    candidates: int
+
+
+def build_report(
+    folders: Sequence[Any],
+    *,
+    top: int = TOP,
+    windows: Mapping[str, float] | None = None,
+    reference: Any = None,
+    models: bool = True,
+    symmetry: bool = True,
+    n_jobs: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> str:
+    """The page, see `write_report`."""
+    return _build(folders, top, windows or {}, reference, models, symmetry, n_jobs, progress)[0]
+
+
+def write_report(
+    path: Any,
+    folders: Sequence[Any],
+    *,
+    top: int = TOP,
+    windows: Mapping[str, float] | None = None,
+    reference: Any = None,
+    models: bool = True,
+    symmetry: bool = True,
+    n_jobs: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Reported:
+    """Write a page on folders of `druse.runs`, screenings, relaxations and DFT, which appears whole or not at all.
+
+    Args:
+        path: of the page.
+        folders: any of these; of several, each section shows what they have of it.
+        top: candidates that get a card with a view of the crystal.
+        windows: by property, the distance from a target within which it is met, for others than the usual ones.
+        reference: table of other crystals (see `druse._rows`) whose properties histograms show in grey.
+        models: whether to ask the property models of the crystals of a run; else what the latent's Predictor said.
+        symmetry: whether to look for space groups of the crystals of a run (of 2,000 of them, evenly taken).
+        n_jobs: processes for that; 0 for every core.
+        progress: called with what is done, and how many crystals of how many.
+
+    Raises:
+        InputError: a folder is none of these, or holds nothing yet; a window is not above 0; the reference cannot be
+            read.
+        MissingDependencyError: Jinja, ASE or pymatgen is not installed.
+    """
+    text, said = _build(folders, top, windows or {}, reference, models, symmetry, n_jobs, progress)
+    content = text.encode()
+    with whole_file(Path(path), "wb") as file:
+        file.write(content)
+    return msgspec.structs.replace(said, file=str(path), bytes=len(content))
+
+
+def _build(
+    folders: Sequence[Any],
+    top: int,
+    windows: Mapping[str, float],
+    reference: Any,
+    models: bool,
+    symmetry: bool,
+    n_jobs: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[str, Reported]:
+    if not folders:
+        raise InputError("a report needs at least one folder of a run, a screening, a relaxation or DFT; none is given")
+    top = checked("top", top, "a whole number from 0 to 500", lambda n: 0 <= n <= 500, integer=True)
+    for name, window in windows.items():
+        if not (isinstance(window, int | float) and 0 < window < math.inf):
+            raise InputError(f"`windows` must be numbers above 0, got {window!r} for {name}")
+    notes: list[str] = []
+    stages = [read_stage(folder) for folder in folders]
+    alone = {stage.kind for stage in stages} == {"run"}
+    stages = [
+        _described(stage, models, symmetry, n_jobs, progress, notes) if stage.kind == "run" and alone else stage
+        for stage in stages
+    ]
+    population = populate(stages)
+    others = {} if reference is None else _reference(Path(reference), population.properties)
+    found = page.candidates(stages, population, windows)
+    context, data = _shown(stages, population, found, windows, others, top, notes)
+    said = Reported(
+        file="",
+        bytes=0,
+        folders=[(stage.name, stage.kind) for stage in stages],
+        groups=[group.label for group in population.groups],
+        entries=len(population.group),
+        survivors=int(population.survived.sum()),
+        hits=[{**msgspec.to_builtins(hit), "share": hit.share} for hit in context["hits"]],
+        systems=[msgspec.to_builtins(row) for row in context["crystal_systems"]],
+        changes=[
+            {key: value for key, value in row.items() if key not in ("cells", "failures")} for row in context["changes"]
+        ],
+        candidates=found.total,
+    )
+    return page.render(context, data), said
+
+
+def _shown(
+    stages: Sequence[Stage],
+    population: Population,
+    found: page.Candidates,
+    windows: Mapping[str, float],
+    others: Mapping[str, np.ndarray],
+    top: int,
+    notes: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the template shows, and what its script draws."""
+    histograms = [
+        made
+        for spec in population.properties
+        if (
+            made := figures.histogram(
+                spec,
+                population.of(spec.key),
+                population.group,
+                population.groups,
+                survived=population.survived if population.screened else None,
+                reference=others.get(spec.key),
+            )
+        )
+    ]
+    points, hits, systems = figures.points(population), figures.hits(population, windows), figures.systems(population)
+    changes = [change for stage in stages if (change := figures.change(stage))]
+    parities = [parity for stage in stages if stage.kind == "dft" for parity in figures.parity(stage)]
+    displacements = figures.displacements(stages)
+    table = page.table(found, population)
+    structures, elements = page.structures(found.entries)
+    cards = page.cards(found, population, top)
+    classes = [
+        {"group": g, "what": CLASSES.get(name, name), "total": share.total, "share": share.value}
+        for name, rows in figures.classes(population).items()
+        for g, share in rows
+    ]
+    columns = [name for name in figures.CHANGES if any(name in row.means for row in changes)]
+    keys = [column["key"] for column in table.columns]
+    example = "formation_energy_per_atom<0" if "formation_energy_per_atom" in keys else "n_atoms<8"
+    context: dict[str, Any] = {
+        "version": __version__,
+        "title": " · ".join(dict.fromkeys(stage.name for stage in stages)),
+        "tiles": _tiles(stages, population, hits, changes, parities, found),
+        "stages": [{"kind": KINDS[stage.kind], "name": stage.name, "facts": stage.facts} for stage in stages],
+        "notes": notes,
+        "funnels": [_funnel(stage) for stage in stages if stage.funnel],
+        "histograms": histograms,
+        "sources": {spec.key: _source(stages, spec) for spec in population.properties},
+        "screened": population.screened,
+        "population_note": _about(population),
+        "groups": population.groups,
+        "points": points,
+        "hits": hits,
+        "classes": classes,
+        "has_hits": hits or classes,
+        "crystal_systems": systems,
+        "symmetry_note": f"pymatgen, symprec {SYMPREC:g} Å, angle_tolerance {ANGLE_TOLERANCE:g}°, unless the folder "
+        "says otherwise",
+        "changes": [
+            {**msgspec.to_builtins(row), "cells": [row.means.get(name) for name in columns]} for row in changes
+        ],
+        "change_columns": [figures.CHANGES[name] for name in columns],
+        "paper_cells": [figures.PAPER_CHANGES.get(name) for name in columns],
+        "change_histograms": displacements,
+        "parities": parities,
+        "cards": cards,
+        "many_folders": len(set(found.entries.files)) > 1,
+        "n_candidates": found.total,
+        "n_rows": len(table.rows),
+        "order": found.order,
+        "filter_example": example,
+    }
+    context["sections"] = [(key, label) for key, label, needs in _SECTIONS if context[needs]]
+    data = {
+        "groups": msgspec.to_builtins(population.groups),
+        "histograms": msgspec.to_builtins(histograms),
+        "points": msgspec.to_builtins(points),
+        "changes": msgspec.to_builtins(displacements),
+        "change_names": [stage.name for stage in stages],
+        "parities": msgspec.to_builtins(parities),
+        "table": {"columns": table.columns, "rows": table.rows},
+        "structures": structures,
+        "elements": elements,
+    }
+    return context, data
+
+
+def _described(
+    stage: Stage,
+    models: bool,
+    symmetry: bool,
+    n_jobs: int,
+    progress: Callable[[str, int, int], None] | None,
+    notes: list[str],
+) -> Stage:
+    """The crystals of a run with what property models and the search for space groups say of them."""
+    rows, n = dict(stage.rows), len(stage.crystals)
+    crystals = stage.crystals.crystals
+    opener = getattr(properties, "PropertyModels", None)
+    if models and opener is not None:
+        rows |= opener.open().columns(crystals)
+    if symmetry and n:
+        chosen = np.arange(n) if n <= _SYMMETRY else np.linspace(0, n - 1, _SYMMETRY).astype(np.int64)
+        if len(chosen) < n:
+            notes.append(f"Space groups of {stage.name} were looked for in {len(chosen):,} of its {n:,} crystals.")
+        numbers = np.full(n, np.nan)
+        parts = [chosen[k : k + _PIECE] for k in range(0, len(chosen), _PIECE)]
+        with Processes(n_jobs, purpose="looking for space groups") as processes:
+            done = 0
+            for part, some in zip(parts, processes.map(_groups_of, (crystals.take(p) for p in parts)), strict=True):
+                numbers[part], done = some, done + len(part)
+                if progress is not None:
+                    progress("space groups", done, len(chosen))
+        rows["spacegroup"] = numbers
+        rows["crystal_system"] = np.array(
+            [crystal_system_of(int(v)) if math.isfinite(v) else "" for v in numbers.tolist()], str
+        )
+    return dataclasses.replace(stage, rows=rows)
+
+
+def _groups_of(crystals: Crystals) -> np.ndarray:
+    return np.asarray(space_groups(crystals).numbers, np.float64)
+
+
+def _reference(path: Path, properties: Sequence[Property]) -> dict[str, np.ndarray]:
+    """The properties of a table of other crystals, whose structures are not looked at."""
+    wanted = [spec.key for spec in properties]
+    values: dict[str, list[float]] = {key: [] for key in wanted}
+    for row in read_rows(path):
+        for key in wanted:
+            try:
+                values[key].append(float(row.columns.get(key, "nan")))
+            except (TypeError, ValueError):
+                values[key].append(math.nan)
+    if not any(np.isfinite(column).any() for column in values.values()):
+        raise InputError(
+            f"{path} has no numbers in the columns {', '.join(wanted) or '(none)'}; give another reference"
+        )
+    return {key: np.array(column, np.float64) for key, column in values.items()}
+
+
+def _tiles(
+    stages: Sequence[Stage],
+    population: Population,
+    hits: Sequence[figures.Hit],
+    changes: Sequence[figures.Change],
+    parities: Sequence[figures.Parity],
+    found: page.Candidates,
+) -> list[dict[str, str]]:
+    n = len(population.group)
+    entered = sum(stage.n_entries for stage in stages if stage.kind == "screen")
+    shown = [(f"{n:,}", "crystals" if not population.screened else "entries judged")]
+    if population.screened and entered:
+        shown.append((f"{int(population.survived.sum()):,}", "survive the rules"))
+    if len(population.groups) > 1:
+        shown.append((f"{len(population.groups)}", "groups by what was asked"))
+    single = [hit for hit in hits if hit.window]
+    if single:
+        count, total = sum(hit.count for hit in single), sum(hit.total for hit in single)
+        shown.append((page.percent(count / total), "of the targets met, within their windows"))
+    shown += [
+        (f"{number(row.means['rmsd_angstrom'])} Å", f"mean RMSD of {row.stage}")
+        for row in changes
+        if "rmsd_angstrom" in row.means
+    ]
+    shown += [
+        (f"{number(one.mae)} {one.unit}".strip(), f"mean error of {one.label.lower()} against DFT") for one in parities
+    ]
+    compositions = set(map(formula_of_crystal, found.entries.crystals))
+    shown.append((f"{len(compositions):,}", "compositions among candidates"))
+    return [{"figure": figure, "what": what} for figure, what in shown]
+
+
+def _about(population: Population) -> str:
+    names = ", ".join(dict.fromkeys(population.stages))
+    if population.screened:
+        return f"Of all entries of {names} whose property is known, survivors and refused ones."
+    return f"Of all crystals of {names}."
+
+
+def _source(stages: Sequence[Stage], spec: Property) -> str:
+    """Where the numbers of a property are from, in a sentence."""
+    models = sorted({
+        " ".join(part for part in name.split("|")[1:3])
+        for stage in stages
+        for name in stage.rows
+        if name.startswith(f"{spec.key}|") and name.count("|") == 3
+    })  # fmt: skip
+    if models:
+        return f"By {', '.join(models)}."
+    if any(spec.key in stage.rows for stage in stages):
+        return "As the folder has it."
+    return "As the latent's Predictor says it, before there was a crystal."
+
+
+def _funnel(stage: Stage) -> dict[str, Any]:
+    entries = max(stage.n_entries, 1)
+    seconds = [rule.seconds for rule in stage.funnel if rule.seconds is not None]
+    return {
+        "name": stage.name,
+        "entries": stage.n_entries,
+        "survivors": stage.funnel[-1].passed,
+        "seconds": sum(seconds) if seconds else None,
+        "rules": [
+            {
+                "name": rule.name if rule.kind in ("", rule.name) else f"{rule.name} ({rule.kind})",
+                "entered": rule.entered,
+                "refused": rule.refused,
+                "passed": rule.passed,
+                "share": rule.passed / entries,
+                "lost": rule.refused / entries,
+                "seconds": rule.seconds,
+                "reasons": rule.reasons[:_REASONS],
+                "more": len(rule.reasons) > _REASONS,
+            }
+            for rule in stage.funnel
+        ],
+    }
