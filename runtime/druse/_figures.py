@@ -27,20 +27,20 @@ from druse.evaluate import Share
 from druse.symmetry import crystal_system_of
 
 _POINTS = 3000
-_BINS = 40
+_BINS = (20, 60)
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 CHANGES = {
-    "delta_a": ("a", "Å"),
-    "delta_b": ("b", "Å"),
-    "delta_c": ("c", "Å"),
-    "delta_alpha": ("α", "°"),
-    "delta_beta": ("β", "°"),
-    "delta_gamma": ("γ", "°"),
+    "delta_a": ("Δa", "Å"),
+    "delta_b": ("Δb", "Å"),
+    "delta_c": ("Δc", "Å"),
+    "delta_alpha": ("Δα", "°"),
+    "delta_beta": ("Δβ", "°"),
+    "delta_gamma": ("Δγ", "°"),
     "rmsd_angstrom": ("RMSD", "Å"),
     "rmsd": ("RMSD, normalised", ""),
-    "volume_change": ("volume", ""),
+    "volume_change": ("ΔV/V", ""),
 }
 """Columns of the paper's table 3, and two more: name and unit."""
 
@@ -150,13 +150,13 @@ class Parity(msgspec.Struct, frozen=True):
     rmse: float
 
 
-def _axis(values: np.ndarray, targets: Sequence[float], n_bins: int = _BINS) -> np.ndarray:
+def _axis(values: np.ndarray, targets: Sequence[float]) -> np.ndarray:
     """Edges of equal bins with a round width, around nearly all values and every target."""
     low, high = np.percentile(values, [0.5, 99.5])
     low, high = min(float(low), *targets, math.inf), max(float(high), *targets, -math.inf)
     if high - low < 1e-9 * max(abs(low), abs(high), 1.0):
         low, high = low - 0.5, high + 0.5
-    raw = (high - low) / n_bins
+    raw = (high - low) / min(max(3 * math.sqrt(len(values)), _BINS[0]), _BINS[1])
     power = 10.0 ** math.floor(math.log10(raw))
     width = next(step for step in _STEPS if step * power >= raw * 0.999) * power
     first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
@@ -327,7 +327,7 @@ def _short(value: float) -> float | None:
 def change(stage: Stage) -> Change | None:
     """Changes of a relaxation, as the paper's table 3; None where the stage has none."""
     values = {name: numbers_of(stage.rows.get(name), len(stage.survived)) for name in CHANGES}
-    failure = texts_of(stage.rows.get("failure"), len(stage.survived))
+    failure = np.where(failed_of(stage), texts_of(stage.rows.get("failure"), len(stage.survived)), "")
     means, counts = {}, {}
     for name, column in values.items():
         finite = column[np.isfinite(column)]
@@ -335,30 +335,49 @@ def change(stage: Stage) -> Change | None:
             means[name], counts[name] = float(np.abs(finite).mean()), len(finite)
     if not means and stage.kind != "relax":
         return None
-    converged = stage.rows.get("converged")
+    converged = stage.rows.get("converged", stage.rows.get("converged_ionic"))
     reasons, how_many = np.unique(failure[failure != ""], return_counts=True)
     return Change(
         stage.name,
         means,
         counts,
-        len(failure),
+        int((failed_of(stage) | ended_of(stage)).sum()),
         int((failure != "").sum()),
-        None if converged is None or converged.dtype.kind == "U" else int(np.nansum(converged == 1)),
+        None if converged is None or converged.dtype.kind == "U" else int((converged == 1).sum()),
         sorted(((in_one_line(r), int(n)) for r, n in zip(reasons, how_many, strict=True)), key=lambda p: -p[1])[:10],
     )
 
 
+def failed_of(stage: Stage) -> np.ndarray:
+    """``[rows]`` which failed: by their status where there is one, else those with a reason."""
+    n = len(stage.survived)
+    if "status" in stage.rows and stage.kind == "dft":
+        return np.asarray(texts_of(stage.rows["status"], n) == "failed")
+    return np.asarray(texts_of(stage.rows.get("failure"), n) != "")
+
+
+def ended_of(stage: Stage) -> np.ndarray:
+    """``[rows]`` which are done without a failure."""
+    n = len(stage.survived)
+    if "status" in stage.rows and stage.kind == "dft":
+        return np.asarray(texts_of(stage.rows["status"], n) == "finished")
+    return ~failed_of(stage)
+
+
 def parity(stage: Stage) -> list[Parity]:
-    """Predictions against DFT, as figure 6, for every property that has both."""
+    """Predictions against DFT, as figure 6, for every property that has both.
+
+    What is not finished is left out, and what failed has no measured value.
+    """
     found = []
     n = len(stage.survived)
     groups, group = groups_of([stage])
     for name in stage.rows:
-        key = name.removeprefix("dft_")
+        key = name.removesuffix("_dft")
         if name == key or stage.rows[name].dtype.kind == "U":
             continue
         measured, predicted = numbers_of(stage.rows[name], n), value_of(stage, key)
-        shown = np.isfinite(predicted)
+        shown = np.isfinite(predicted) & (np.isfinite(measured) | failed_of(stage))
         both = shown & np.isfinite(measured)
         if not both.any():
             continue
@@ -385,17 +404,19 @@ def parity(stage: Stage) -> list[Parity]:
     return found
 
 
-def displacements(stages: Sequence[Stage]) -> list[Histogram]:
-    """Histograms of the displacement in a relaxation, a series for each folder that has it."""
+def displacements(stages: Sequence[Stage]) -> tuple[list[Histogram], list[str]]:
+    """A histogram of the displacement in relaxations, a series for each folder that has it, and their names."""
     for name in ("rmsd_angstrom", "rmsd"):
         label, unit = CHANGES[name]
-        values = [numbers_of(stage.rows.get(name), len(stage.survived)) for stage in stages]
+        found = [(stage.name, numbers_of(stage.rows.get(name), len(stage.survived))) for stage in stages]
+        found = [(folder, values) for folder, values in found if np.isfinite(values).any()]
+        if not found:
+            continue
         made = histogram(
             Property(name, label, unit, 0.0),
-            np.concatenate(values),
-            np.repeat(np.arange(len(stages)), [len(v) for v in values]),
-            [Group(stage.name, {}) for stage in stages],
+            np.concatenate([values for _, values in found]),
+            np.repeat(np.arange(len(found)), [len(values) for _, values in found]),
+            [Group(folder, {}) for folder, _ in found],
         )
-        if made is not None:
-            return [made]
-    return []
+        return ([] if made is None else [made]), [folder for folder, _ in found]
+    return [], []

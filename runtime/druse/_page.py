@@ -15,7 +15,7 @@ import numpy as np
 
 from druse._dependencies import require
 from druse._manifest import in_one_line
-from druse._population import SYSTEMS, Population, number
+from druse._population import SYSTEMS, Population, measured, number
 from druse._reported import KINDS, Stage, formula_of_crystal
 from druse.candidates import Entries
 from druse.crystals import Crystals
@@ -33,6 +33,20 @@ _LARGEST_CELL = 400
 """Atoms of one structure in the viewer."""
 
 _COLUMNS = 24
+UNITS = {
+    "energy": "eV",
+    "energy_per_atom": "eV/atom",
+    "fmax": "eV/Å",
+    "rmsd_angstrom": "Å",
+    "formation_energy_per_atom_dft": "eV/atom",
+    "band_gap_dft": "eV",
+    "target_formation_energy_per_atom": "eV/atom",
+    "target_band_gap": "eV",
+    **dict.fromkeys(("delta_a", "delta_b", "delta_c"), "Å"),
+    **dict.fromkeys(("delta_alpha", "delta_beta", "delta_gamma"), "°"),
+}
+"""Of columns that the other commands write."""
+
 _HIDDEN = ("file", "failure", "latent", "rule", "reason", "value", "formula", "n_atoms", "crystal_system", "spacegroup")
 
 
@@ -54,7 +68,8 @@ class Candidates(NamedTuple):
 
 def candidates(stages: Sequence[Stage], population: Population, windows: Mapping[str, float]) -> Candidates:
     """The crystals of the last kind of stage that there is, at most `LARGEST_TABLE`."""
-    last = next(kind for kind in reversed(list(KINDS)) if any(stage.kind == kind for stage in stages))
+    shown = {stage.kind for stage in stages if stage.crystals.crystals.n_atoms.any()}
+    last = next((kind for kind in reversed(list(KINDS)) if kind in shown), stages[0].kind)
     chosen = [stage for stage in stages if stage.kind == last]
     parts: list[tuple[Entries, dict[str, np.ndarray]]] = []
     order = ""
@@ -96,9 +111,8 @@ def _distance(
     parts = []
     for spec in population.properties:
         target = columns.get(f"target_{spec.key}")
-        own = columns.get(spec.key)
-        value = own if own is not None and np.isfinite(own).any() else columns.get(f"predicted_{spec.key}")
-        if target is not None and value is not None and target.dtype.kind == "f" and value.dtype.kind == "f":
+        _, value = _property(columns, spec.key)
+        if target is not None and value is not None and target.dtype.kind == "f":
             parts.append(((value - target) / windows.get(spec.key, spec.window)) ** 2)
     return np.sqrt(np.mean(parts, axis=0)) if parts else np.full(n, np.nan)
 
@@ -129,23 +143,34 @@ def table(found: Candidates, population: Population) -> Table:
     systems = found.columns.get("crystal_system")
     if systems is not None and systems.dtype.kind == "U":
         fixed.append(("crystal_system", "Crystal system", "", [in_one_line(text) for text in systems]))
-    known = {spec.key: spec for spec in population.properties}
-    names = [*known, "score", *found.columns]
-    for name in dict.fromkeys(names):
-        column = found.columns.get(name)
-        if column is None or name in _HIDDEN or "|" in name or len(fixed) >= _COLUMNS:
-            continue
-        if name.startswith(("condition_", "changed_")) or (name.startswith("predicted_") and name[10:] in known):
+    numbers: dict[str, tuple[str, str, np.ndarray | None]] = {}
+    for spec in population.properties:
+        key, column = _property(found.columns, spec.key)
+        numbers[key] = (spec.label if key == spec.key else f"{spec.label}, Predictor", spec.unit, column)
+    known = {spec.key for spec in population.properties}
+    for name in dict.fromkeys(["score", *found.columns]):
+        hidden = name in _HIDDEN or name in known or name.startswith(("condition_", "changed_")) or "|" in name
+        if not hidden and name.removeprefix("predicted_") not in known:
+            title = in_one_line(name).replace("_", " ")
+            numbers[name] = (title[:1].upper() + title[1:], UNITS.get(name, ""), found.columns.get(name))
+    for name, (title, unit, column) in numbers.items():
+        if column is None or len(fixed) >= _COLUMNS:
             continue
         if column.dtype.kind == "U":
             if any(column.tolist()):
-                fixed.append((name, in_one_line(name), "", [in_one_line(text) for text in column]))
-        elif (numbers := _numbers(column)) is not None and np.isfinite(numbers).any():
-            spec = known.get(name)
-            title = spec.label if spec else in_one_line(name).replace("_", " ")
-            fixed.append((name, title, spec.unit if spec else "", [_short(v) for v in numbers]))
+                fixed.append((name, title, unit, [in_one_line(text) for text in column]))
+        elif (values := _numbers(column)) is not None and np.isfinite(values).any():
+            fixed.append((name, title, unit, [_short(v) for v in values]))
     columns = [{"key": in_one_line(key), "title": title, "unit": unit} for key, title, unit, _ in fixed]
     return Table(columns, [list(row) for row in zip(*(values for *_, values in fixed), strict=True)])
+
+
+def _property(columns: Mapping[str, np.ndarray], key: str) -> tuple[str, np.ndarray | None]:
+    """The column of a property: by a model, else by the Predictor."""
+    own = _numbers(columns.get(key))
+    if own is not None and np.isfinite(own).any():
+        return key, own
+    return f"predicted_{key}", _numbers(columns.get(f"predicted_{key}"))
 
 
 def _numbers(column: np.ndarray | None) -> np.ndarray | None:
@@ -210,24 +235,24 @@ def cards(found: Candidates, population: Population, top: int) -> list[dict[str,
     shown = []
     some = found.entries.take(range(min(top, len(found.entries))))
     groups = _numbers(found.columns.get("spacegroup"))
+    values = {spec.key: _property(found.columns, spec.key)[1] for spec in population.properties}
     for k, one in enumerate(some.crystals):
-        facts: list[tuple[str, str]] = []
+        facts: list[tuple[str, str, str]] = []
         for spec in population.properties:
-            value = _at(found.columns, spec.key, k)
-            value = _at(found.columns, f"predicted_{spec.key}", k) if value is None else value
+            value = _at(values[spec.key], k)
             if value is not None:
-                target, std = _at(found.columns, f"target_{spec.key}", k), _at(found.columns, f"{spec.key}_std", k)
-                text = number(value) + (f" ± {number(std, 2)}" if std is not None else "")
-                asked = f" (asked {number(target)})" if target is not None else ""
-                facts.append((spec.label, f"{text} {spec.unit}{asked}"))
+                target = _at(found.columns.get(f"target_{spec.key}"), k)
+                std = _at(found.columns.get(f"{spec.key}_std"), k)
+                text = measured(value) + (f" ± {number(std, 2)}" if std is not None else "")
+                facts.append((spec.label, f"{text} {spec.unit}", "" if target is None else f"asked {number(target)}"))
         if groups is not None:
-            facts.append(("Space group", _space_group(groups[k]) or "none found"))
+            facts.append(("Space group", _space_group(groups[k]) or "none found", ""))
         for name, label in (("rmsd_angstrom", "RMSD in Å"), ("fmax", "Largest force in eV/Å"), ("score", "Score")):
-            value = _at(found.columns, name, k)
+            value = _at(found.columns.get(name), k)
             if value is not None:
-                facts.append((label, number(value)))
+                facts.append((label, number(value), ""))
         n, volume = len(one.species), float(volumes(one.cells)[0])
-        facts.append(("Cell", f"{n} atoms, {number(volume / n)} Å³ each"))
+        facts.append(("Cell", f"{n} atoms, {number(volume / n)} Å³ each", ""))
         name = in_one_line(some.ids[k])
         lengths, angles = (values[0] for values in parameters_from_cells(one.cells))
         shown.append(
@@ -243,8 +268,8 @@ def cards(found: Candidates, population: Population, top: int) -> list[dict[str,
     return shown
 
 
-def _at(columns: Mapping[str, np.ndarray], name: str, k: int) -> float | None:
-    column = _numbers(columns.get(name))
+def _at(values: np.ndarray | None, k: int) -> float | None:
+    column = _numbers(values)
     return None if column is None or not math.isfinite(column[k]) else float(column[k])
 
 
@@ -305,7 +330,7 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         loader=jinja2.DictLoader(files),
     )  # fmt: skip
-    environment.filters |= {"num": number, "formula": formula, "percent": percent}
+    environment.filters |= {"num": number, "measured": measured, "formula": formula, "percent": percent}
     return environment.get_template("page.html").render(
         **context,
         systems=SYSTEMS,

@@ -37,7 +37,6 @@ KNOWN = {
         Property("band_gap", "Band gap", "eV", 0.5),
         Property("e_above_hull", "Energy above hull", "eV/atom", 0.1),
         Property("energy_above_hull", "Energy above hull", "eV/atom", 0.1),
-        Property("energy_per_atom", "Energy", "eV/atom", 0.3),
     )
 }
 CLASSES = {
@@ -190,10 +189,10 @@ def groups_of(stages: Sequence[Stage]) -> tuple[tuple[Group, ...], np.ndarray]:
     groups = []
     for key, k in found:
         targets = dict(key)
-        words = ", ".join(_target_words(name, value) for name, value in targets.items()) or "no target"
+        said = ", ".join(_target_words(name, value) for name, value in targets.items()) or "no target"
         if apart:
-            words = f"{words} ({stages[k].name})" if targets else stages[k].name
-        groups.append(Group(words, targets))
+            said = f"{said} ({stages[k].name})" if targets else stages[k].name
+        groups.append(Group(said[:1].upper() + said[1:] if targets else said, targets))
     # a stable order: by targets, so that colours do not depend on the order of rows
     order = sorted(range(len(groups)), key=lambda g: _sort_key(groups[g]))
     if len(order) > LARGEST_GROUPS:
@@ -211,11 +210,9 @@ def _keys(stage: Stage) -> tuple[list[tuple[tuple[str, Any], ...]], np.ndarray]:
     n = len(stage.survived)
     names = [name for name in stage.rows if name.startswith("target_")]
     code = np.zeros(n, np.int64)
-    values = []
     for name in names:
         unique, inverse = np.unique(stage.rows[name], return_inverse=True)
-        values.append(unique)
-        code = code * len(unique) + inverse
+        code = np.unique(code * len(unique) + inverse, return_inverse=True)[1]
     found, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     keys = []
     for row in first[: len(found)]:
@@ -229,8 +226,9 @@ def _keys(stage: Stage) -> tuple[list[tuple[tuple[str, Any], ...]], np.ndarray]:
 
 
 def _sort_key(group: Group) -> tuple[Any, ...]:
-    return tuple((name, isinstance(v, str), v if not isinstance(v, str) else 0.0, str(v)) for name, v in sorted(
-        group.targets.items())), group.label  # fmt: skip
+    """By target, numbers before text."""
+    values = [(name, (1, 0.0, v) if isinstance(v, str) else (0, v, "")) for name, v in group.targets.items()]
+    return tuple(values), group.label
 
 
 def _target_words(name: str, value: float | str) -> str:
@@ -257,6 +255,14 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}g}".replace("-", "−") if abs(value) < 1e6 else f"{value:,.0f}".replace("-", "−")
+
+
+def measured(value: Any, digits: int = 3) -> str:
+    """A number that was measured: as `number`, with its last zeros."""
+    text = number(value, digits)
+    if isinstance(value, str) or not any(c.isdigit() for c in text) or "e" in text or abs(value) >= 1000:
+        return text
+    return f"{value:#.{digits}g}".replace("-", "−").rstrip(".") if value else "0"
 
 
 def _rounded(value: float) -> float:

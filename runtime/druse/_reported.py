@@ -22,7 +22,8 @@ Kind = Literal["run", "screen", "relax", "dft"]
 KINDS: dict[Kind, str] = {"run": "generated", "screen": "screened", "relax": "relaxed", "dft": "DFT"}
 _TABLES: dict[Kind, str] = {"screen": "survivors.parquet", "relax": "relaxed.parquet", "dft": "dft.parquet"}
 _LARGEST_JSON = 2**26
-_LONGEST_FACT = 240
+_LONGEST_FACT = 600
+_NO_FACTS = ("schema", "piece", "created")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,12 +111,11 @@ def _run(place: Path) -> Stage:
         raise InputError(f"no crystal of {place} is finished; go on with druse resume {place}")
     good = entries.take(np.flatnonzero(entries.ok))
     request, bundle = run.request, run.file.bundle
-    plain = {key: _plain(value) for key, value in msgspec.to_builtins(request).items()}
     asked = {
         "targets": _named(request.targets) or "none",
         "crystals asked for": f"{request.count:,}",
         "finished": f"{len(entries):,}, of which {len(good):,} good",
-        "control": plain["control"],
+        "control": _plain(msgspec.to_builtins(request.control)),
         "strategy": request.strategy,
         "schedule": f"{request.schedule.method}, {request.schedule.n_evaluations(run.file.n_levels):,} evaluations",
         "latents drawn for each crystal": f"{request.oversample:,}",
@@ -123,18 +123,25 @@ def _run(place: Path) -> Stage:
         "bundle": f"{bundle.name}, SHA-256 {bundle.sha256[:12]}",
         "backend": f"{run.file.backend}, {run.file.precision}",
         "versions": _named(run.file.versions),
-        "made": run.file.created,
+        "made": _moment(run.file.created),
     }
     rows = _rows_of(good)
     return Stage("run", place, _facts(asked), rows, np.ones(len(good), bool), good, (), request.count)
 
 
 def _table(kind: Kind, place: Path, path: Path) -> Stage:
+    if kind == "dft" and not path.is_file():
+        path = place / "index.parquet"  # inputs, of which nothing is collected yet
     if not path.is_file():
         raise InputError(f"{place} has no {path.name} yet; let its command finish (druse {kind}), then report")
     entries = Entries.concatenate(read_entries([path]))
     good = entries.take(np.flatnonzero(entries.ok)) if kind == "screen" else entries
-    asked = {key: _plain(value) for key, value in _json(place / f"{kind}.json").items()}
+    said = _json(place / f"{kind}.json")
+    asked = {key: _plain(value) for key, value in said.items() if key not in _NO_FACTS}
+    rules = said.get("rules")
+    if isinstance(rules, dict) and "rules" in rules:
+        asked["rules"] = _plain(rules["rules"])
+    asked["made"] = _moment(said.get("created"))
     rows, survived = _rows_of(good), np.ones(len(good), bool)
     verdicts = place / "verdicts.parquet"
     if kind == "screen" and verdicts.is_file():
@@ -213,15 +220,28 @@ def _facts(asked: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _plain(value: Any) -> str:
     """What stands in a file of ours, for people: empty things say nothing."""
+    if isinstance(value, Mapping) and "path" in value:  # a file, and its digest
+        return _plain(value["path"])
+    if isinstance(value, Mapping) and "kind" in value:
+        rest = _plain({key: entry for key, entry in value.items() if key not in ("kind", "name")})
+        return f"{value.get('name') or value['kind']}{f' ({rest})' if rest else ''}"
     if isinstance(value, Mapping):
-        return _named({key: entry for key, entry in value.items() if entry not in (None, "", [], {}, False)})
+        return _named({key: entry for key, entry in value.items() if entry or entry == 0})
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _cut("; ".join(filter(None, map(_plain, value))))
-    return "" if value is None else _cut(f"{value:g}" if isinstance(value, float) else str(value))
+    if isinstance(value, float):
+        return f"{value:g}".replace("-", "−")
+    return "" if value is None or value is False else _cut(str(value))
 
 
 def _named(values: Mapping[str, Any]) -> str:
-    return _cut(", ".join(f"{str(key).replace('_', ' ')} {_plain(value)}".strip() for key, value in values.items()))
+    words = {str(key).replace("_", " "): "" if value is True else _plain(value) for key, value in values.items()}
+    return _cut(", ".join(f"{key} {text}".strip() for key, text in words.items()))
+
+
+def _moment(value: Any) -> str:
+    """A time in UTC, as people write it."""
+    return _plain(value).removesuffix("+00:00").replace("T", " ") + " UTC" if value else ""
 
 
 def _cut(text: str) -> str:

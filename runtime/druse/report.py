@@ -17,7 +17,7 @@ from druse import _figures as figures
 from druse import _page as page
 from druse._arrays import number as checked
 from druse._files import whole_file
-from druse._population import CLASSES, Population, Property, number, populate
+from druse._population import CLASSES, Population, Property, measured, populate
 from druse._processes import Processes
 from druse._reported import KINDS, Stage, formula_of_crystal, read_stage
 from druse._rows import read_rows
@@ -34,6 +34,7 @@ _SYMMETRY = 2000
 
 _PIECE = 64
 _REASONS = 30
+_TILES = 6
 
 _SECTIONS = (
     ("asked", "Asked", "stages"),
@@ -199,7 +200,7 @@ def _shown(
     points, hits, systems = figures.points(population), figures.hits(population, windows), figures.systems(population)
     changes = [change for stage in stages if (change := figures.change(stage))]
     parities = [parity for stage in stages if stage.kind == "dft" for parity in figures.parity(stage)]
-    displacements = figures.displacements(stages)
+    displacements, displaced = figures.displacements(stages)
     table = page.table(found, population)
     structures, elements = page.structures(found.entries)
     cards = page.cards(found, population, top)
@@ -219,12 +220,15 @@ def _shown(
         "notes": notes,
         "funnels": [_funnel(stage) for stage in stages if stage.funnel],
         "histograms": histograms,
-        "sources": {spec.key: _source(stages, spec) for spec in population.properties},
+        "sources": {spec.key: f"Values {_source(stages, spec)}" for spec in population.properties},
         "screened": population.screened,
         "population_note": _about(population),
         "groups": population.groups,
         "points": points,
         "hits": hits,
+        "hit_note": " ".join(
+            f"{spec.label}: {_source(stages, spec)}" for spec in population.properties if _is_asked(population, spec)
+        ),
         "classes": classes,
         "has_hits": hits or classes,
         "crystal_systems": systems,
@@ -250,7 +254,7 @@ def _shown(
         "histograms": msgspec.to_builtins(histograms),
         "points": msgspec.to_builtins(points),
         "changes": msgspec.to_builtins(displacements),
-        "change_names": [stage.name for stage in stages],
+        "change_names": displaced,
         "parities": msgspec.to_builtins(parities),
         "table": {"columns": table.columns, "rows": table.rows},
         "structures": structures,
@@ -333,16 +337,18 @@ def _tiles(
         count, total = sum(hit.count for hit in single), sum(hit.total for hit in single)
         shown.append((page.percent(count / total), "of the targets met, within their windows"))
     shown += [
-        (f"{number(row.means['rmsd_angstrom'])} Å", f"mean RMSD of {row.stage}")
+        (f"{measured(row.means['rmsd_angstrom'])} Å", f"mean RMSD of {row.stage}")
         for row in changes
         if "rmsd_angstrom" in row.means
     ]
     shown += [
-        (f"{number(one.mae)} {one.unit}".strip(), f"mean error of {one.label.lower()} against DFT") for one in parities
+        (f"{measured(one.mae)} {one.unit}".strip(), f"mean error of {one.label.lower()} against DFT")
+        for one in parities
     ]
     compositions = set(map(formula_of_crystal, found.entries.crystals))
     shown.append((f"{len(compositions):,}", "compositions among candidates"))
-    return [{"figure": figure, "what": what} for figure, what in shown]
+    parts = [(*figure.partition(" ")[::2], what) for figure, what in shown[:_TILES]]
+    return [{"figure": figure, "unit": unit, "what": what} for figure, unit, what in parts]
 
 
 def _about(population: Population) -> str:
@@ -361,10 +367,14 @@ def _source(stages: Sequence[Stage], spec: Property) -> str:
         if name.startswith(f"{spec.key}|") and name.count("|") == 3
     })  # fmt: skip
     if models:
-        return f"By {', '.join(models)}."
+        return f"by {', '.join(models)}."
     if any(spec.key in stage.rows for stage in stages):
-        return "As the folder has it."
-    return "As the latent's Predictor says it, before there was a crystal."
+        return "as the folder has it."
+    return "as the latent's Predictor says, which has not seen the crystal."
+
+
+def _is_asked(population: Population, spec: Property) -> bool:
+    return any(spec.key in group.targets for group in population.groups)
 
 
 def _funnel(stage: Stage) -> dict[str, Any]:
@@ -385,7 +395,7 @@ def _funnel(stage: Stage) -> dict[str, Any]:
                 "lost": rule.refused / entries,
                 "seconds": rule.seconds,
                 "reasons": rule.reasons[:_REASONS],
-                "more": len(rule.reasons) > _REASONS,
+                "n_reasons": len(rule.reasons),
             }
             for rule in stage.funnel
         ],

@@ -54,15 +54,19 @@ function canvasFor(box, height) {
   return [svg(box, "svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }), width];
 }
 
-function cutTo(text, width) {
-  const room = Math.max(8, Math.floor(width / 6.9));
-  return text.length <= room ? text : `${text.slice(0, room - 1)}…`;
+// At most two lines of a title; what does not fit ends in an ellipsis.
+function lined(text, width) {
+  const room = Math.max(8, Math.floor(width / 7.3));
+  if (text.length <= room) return [text];
+  const cut = text.lastIndexOf(" ", room), at = cut > room / 3 ? cut : room, rest = text.slice(at).trim();
+  return [text.slice(0, at), rest.length <= room ? rest : `${rest.slice(0, room - 1)}…`];
 }
 
 // A strip for each group over a common axis: nothing overlaps, and targets can be compared.
 function drawHistogram(box, chart, names) {
-  const left = 46, right = 14, strip = 74, head = 26, bottom = 44;
-  const n = chart.series.length;
+  const n = chart.series.length, left = 46, right = 14, strip = 74, bottom = 44, narrow = box.clientWidth < 560;
+  const titles = chart.series.map((s) => lined(names[s.group], box.clientWidth - left - right - (narrow ? 0 : 200)));
+  const head = 36 + 16 * (Math.max(...titles.map((lines) => lines.length)) - 1);
   const [root, width] = canvasFor(box, n * (strip + head) + bottom);
   const inner = width - left - right;
   const edges = chart.edges, first = edges[0], last = edges[edges.length - 1];
@@ -70,18 +74,17 @@ function drawHistogram(box, chart, names) {
   const share = (counts, total) => counts.map((count) => (total ? count / total : 0));
   const total = chart.reference ? chart.reference.reduce((a, b) => a + b, 0) : 0;
   const reference = chart.reference ? share(chart.reference, total) : [];
-  const top = Math.max(...chart.series.flatMap((s) => share(s.counts, s.n)), ...reference, 1e-9);
   const marks = ticks(first, last, inner / 80);
   chart.series.forEach((series, k) => {
+    const whole = share(series.counts, series.n), kept = series.survivors ? share(series.survivors, series.n) : whole;
+    const top = Math.max(...whole, ...reference, 1e-9);
     const base = (k + 1) * (strip + head), y = (part) => base - (strip * part) / top;
     const shell = svg(root, "g", { class: `g${series.group % 8}` });
     for (const mark of marks) svg(shell, "line", { class: "grid", x1: x(mark), x2: x(mark), y1: base - strip, y2: base });
     const title = names[series.group];
     const said = `${series.n.toLocaleString("en")} crystals, mean ${words(series.mean)}`;
-    const narrow = inner < 480;
-    svg(shell, "text", { class: "strong", x: left, y: base - strip - 9 }, cutTo(title, narrow ? inner * 0.92 : inner - 210));
+    titles[k].forEach((line, row) => svg(shell, "text", { class: "strong", x: left, y: base - strip - 9 - 16 * (titles[k].length - 1 - row) }, line));
     if (!narrow) svg(shell, "text", { x: width - right, y: base - strip - 9, "text-anchor": "end" }, said);
-    const whole = share(series.counts, series.n), kept = series.survivors ? share(series.survivors, series.n) : whole;
     whole.forEach((part, bin) => {
       const [a, b] = [x(edges[bin]), x(edges[bin + 1])], gap = Math.min(1, (b - a) / 5);
       const bar = (value, kind) => value > 0 && svg(shell, "rect", { class: kind, x: a + gap / 2, width: Math.max(0.5, b - a - gap), y: y(value), height: base - y(value) });

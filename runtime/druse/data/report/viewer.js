@@ -182,7 +182,7 @@ class View {
       for (const [i, j] of bonds) {
         const [a, b] = [places[i], places[j]], middle = seen(scale(add(atoms[i].at, atoms[j].at), 0.5));
         for (const [end, atom] of [[a, atoms[i]], [b, atoms[j]]]) {
-          shown.push({ z: (end.z + middle.z) / 2, a: end, b: middle, colour: mixed(data.elements[atom.z][1], "#000000", 0.18), width: 0.2 * size * end.near, stick: true });
+          shown.push({ z: (end.z + middle.z) / 2, a: end, b: middle, colour: mixed(data.elements[atom.z][1], "#000000", 0.18), width: 0.2 * size * end.near, shine: mixed(data.elements[atom.z][1], "#ffffff", 0.35) });
         }
       }
     }
@@ -196,10 +196,14 @@ class View {
       }
       pen.strokeStyle = part.colour;
       pen.lineWidth = Math.max(1, part.width);
-      pen.lineCap = part.stick ? "butt" : "round";
+      pen.lineCap = part.shine ? "butt" : "round";
       pen.beginPath();
       pen.moveTo(part.a.x, part.a.y);
       pen.lineTo(part.b.x, part.b.y);
+      pen.stroke();
+      if (!part.shine) continue;
+      pen.strokeStyle = part.shine;
+      pen.lineWidth = part.width * 0.3;
       pen.stroke();
     }
     pen.font = "600 11px system-ui, sans-serif";
