@@ -77,7 +77,7 @@ def candidates(stages: Sequence[Stage], population: Population, windows: Mapping
         entries = stage.crystals
         aligned = len(entries) == len(stage.survived) and stage.kind != "screen"
         columns = dict(stage.rows) if aligned else dict(entries.columns)
-        good = np.flatnonzero(entries.ok & (entries.crystals.n_atoms > 0))
+        good = np.flatnonzero(_sound(entries))
         if stage.kind == "run":
             distance = _distance(columns, population, windows, len(entries))
             order = "by their cost, the distance of their latent from what was asked"
@@ -88,7 +88,7 @@ def candidates(stages: Sequence[Stage], population: Population, windows: Mapping
             order = "as their folder has them, best first" if stage.kind == "screen" else "as their folder has them"
         taken = good[:LARGEST_TABLE]
         parts.append((entries.take(taken), {name: column[taken] for name, column in columns.items()}))
-    total = sum(int((stage.crystals.ok & (stage.crystals.crystals.n_atoms > 0)).sum()) for stage in chosen)
+    total = sum(int(_sound(stage.crystals).sum()) for stage in chosen)
     entries = Entries.concatenate(
         Entries(0, e.files, e.ids, e.failures, e.crystals, {k: v for k, v in c.items() if k not in ("id", "failure")})
         for e, c in parts
@@ -99,9 +99,19 @@ def candidates(stages: Sequence[Stage], population: Population, windows: Mapping
         turns = itertools.chain.from_iterable(
             itertools.zip_longest(*(range(a, b) for a, b in itertools.pairwise(starts)))
         )
-        entries = entries.take([k for k in turns if k is not None])
-    entries = entries.take(range(min(len(entries), LARGEST_TABLE)))
+        entries = entries.take(np.array([k for k in turns if k is not None], np.int64))
+    entries = entries.take(np.arange(min(len(entries), LARGEST_TABLE)))
     return Candidates(entries, entries.columns, order, total)
+
+
+def _sound(entries: Entries) -> np.ndarray:
+    """``[entries]`` which are crystals that can be drawn: with atoms, finite, in a cell that is not flat."""
+    crystals = entries.crystals
+    finite = np.isfinite(crystals.cells).all(axis=(1, 2))
+    owner = np.repeat(np.arange(len(crystals)), crystals.n_atoms)
+    finite[owner[~np.isfinite(crystals.frac).all(axis=1)]] = False
+    with np.errstate(invalid="ignore"):
+        return np.asarray(entries.ok & finite & (crystals.n_atoms > 0) & (np.abs(volumes(crystals.cells)) > 1e-3))
 
 
 def _distance(
@@ -207,7 +217,7 @@ def structures(entries: Entries) -> tuple[list[dict[str, Any] | None], dict[str,
     room = _LARGEST_ATOMS
     for one in entries.crystals:
         n = len(one.species)
-        if n > min(room, _LARGEST_CELL) or not (np.isfinite(one.cells).all() and np.isfinite(one.frac).all()):
+        if n > min(room, _LARGEST_CELL):
             found.append(None)
             continue
         room -= n
@@ -233,7 +243,7 @@ def structures(entries: Entries) -> tuple[list[dict[str, Any] | None], dict[str,
 def cards(found: Candidates, population: Population, top: int) -> list[dict[str, Any]]:
     """The first candidates, each with what is known of it and files to download."""
     shown = []
-    some = found.entries.take(range(min(top, len(found.entries))))
+    some = found.entries.take(np.arange(min(top, len(found.entries))))
     groups = _numbers(found.columns.get("spacegroup"))
     values = {spec.key: _property(found.columns, spec.key)[1] for spec in population.properties}
     for k, one in enumerate(some.crystals):

@@ -237,7 +237,7 @@ def _target_words(name: str, value: float | str) -> str:
         return SYSTEMS[place] if place is not None else in_one_line(value)
     if name in KNOWN:
         known = KNOWN[name]
-        return f"{known.label.lower()} {number(value)} {known.unit}"
+        return f"{known.label.lower()} {number(value)}\N{NO-BREAK SPACE}{known.unit}"
     if name in CLASSES and value in (0.0, 1.0):
         return CLASSES[name] if value else f"not {CLASSES[name]}"
     return f"{words(name).lower()} {number(value)}"

@@ -56,7 +56,7 @@ function canvasFor(box, height) {
 
 // At most two lines of a title; what does not fit ends in an ellipsis.
 function lined(text, width) {
-  const room = Math.max(8, Math.floor(width / 7.3));
+  const room = Math.max(8, Math.floor(width / 7.9));
   if (text.length <= room) return [text];
   const cut = text.lastIndexOf(" ", room), at = cut > room / 3 ? cut : room, rest = text.slice(at).trim();
   return [text.slice(0, at), rest.length <= room ? rest : `${rest.slice(0, room - 1)}…`];

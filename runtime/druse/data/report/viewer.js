@@ -210,14 +210,14 @@ class View {
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     cell.map((edge, k) => [times(this.rotation, unit(edge)), k]).sort((p, q) => p[0][2] - q[0][2]).forEach(([to, k]) => {
-      const [x, y] = [30, height - 30];
+      const long = height < 180 ? 10 : 16, x = 1.9 * long, y = height - 1.9 * long;
       pen.strokeStyle = pen.fillStyle = AXES[k];
       pen.lineWidth = 2;
       pen.beginPath();
       pen.moveTo(x, y);
-      pen.lineTo(x + 16 * to[0], y - 16 * to[1]);
+      pen.lineTo(x + long * to[0], y - long * to[1]);
       pen.stroke();
-      pen.fillText("abc"[k], x + 23 * to[0], y - 23 * to[1]);
+      pen.fillText("abc"[k], x + (long + 7) * to[0], y - (long + 7) * to[1]);
     });
   }
 }
