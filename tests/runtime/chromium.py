@@ -1,6 +1,7 @@
 """A headless browser, driven over a pipe by its DevTools protocol: what a person would see of a page, offline."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -116,11 +117,18 @@ def browser(folder: Path) -> Iterator[Browser]:
         "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
         "--disable-background-networking", "--remote-debugging-pipe", "about:blank",
     ]  # fmt: skip
-    # the protocol's two pipes are descriptors 3 and 4 of the browser
-    shell = ["sh", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "sh", *command]
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (from_us, to_us)]
+
+    def to_3_and_4() -> None:  # where the browser looks for the protocol's pipes
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
     process = subprocess.Popen(
-        shell, pass_fds=(from_us, to_us), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        command, pass_fds=(3, 4), preexec_fn=to_3_and_4, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for end in ends:
+        os.close(end)
     os.close(from_us)
     os.close(to_us)
     try:

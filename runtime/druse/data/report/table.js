@@ -2,14 +2,15 @@
 const PAGE = 50;
 const { columns, rows } = data.table;
 const state = { sort: 0, down: false, page: 0, found: rows.map((_, k) => k) };
-const texts = rows.map((row) => row.filter((value) => typeof value === "string").join(" ").toLowerCase());
+const texts = rows.map((row) => row.filter((value) => typeof value === "string").join(" "));
+const lower = texts.map((text) => text.toLowerCase());
 const COMPARE = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 
 function matches(terms) {
   const tests = terms.map((term) => {
     const found = /^(.+?)(<=|>=|<|>|=)([-−]?[0-9.]+(?:e[-+]?[0-9]+)?)$/i.exec(term);
-    const place = found ? columns.findIndex((column) => column.key.toLowerCase() === found[1]) : -1;
-    if (place < 0) return (k) => texts[k].includes(term);
+    const place = found ? columns.findIndex((column) => column.key.toLowerCase() === found[1].toLowerCase()) : -1;
+    if (place < 0) return (k) => (term === term.toLowerCase() ? lower : texts)[k].includes(term); // "Li" is not in "lithium"
     const wanted = Number(found[3].replace("−", "-"));
     return (k) => typeof rows[k][place] === "number" && COMPARE[found[2]](rows[k][place], wanted);
   });
@@ -17,7 +18,7 @@ function matches(terms) {
 }
 
 function arrange() {
-  state.found = matches(document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean));
+  state.found = matches(document.getElementById("filter").value.split(/\s+/).filter(Boolean));
   const place = state.sort, sign = state.down ? -1 : 1, empty = (value) => value === null || value === "";
   state.found.sort((p, q) => {
     const [a, b] = [rows[p][place], rows[q][place]];
