@@ -190,7 +190,7 @@ def groups_of(stages: Sequence[Stage]) -> tuple[tuple[Group, ...], np.ndarray]:
     for key, k in found:
         targets = dict(key)
         said = ", ".join(_target_words(name, value) for name, value in targets.items()) or "no target"
-        if apart:
+        if apart and (not targets or shared.count(key) > 1):
             said = f"{said} ({stages[k].name})" if targets else stages[k].name
         groups.append(Group(said[:1].upper() + said[1:] if targets else said, targets))
     # a stable order: by targets, so that colours do not depend on the order of rows
@@ -234,7 +234,7 @@ def _sort_key(group: Group) -> tuple[Any, ...]:
 def _target_words(name: str, value: float | str) -> str:
     if name == "crystal_system":
         place = system_of_target(value)
-        return SYSTEMS[place] if place is not None else in_one_line(value)
+        return f"crystal system {SYSTEMS[place] if place is not None else number(value)}"
     if name in KNOWN:
         known = KNOWN[name]
         return f"{known.label.lower()} {number(value)}\N{NO-BREAK SPACE}{known.unit}"

@@ -12,6 +12,7 @@ import numpy as np
 from druse._columns import read_columns
 from druse._manifest import in_one_line
 from druse.candidates import Entries, read_entries
+from druse.control import Control
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS
 from druse.errors import InputError
@@ -115,7 +116,7 @@ def _run(place: Path) -> Stage:
         "targets": _named(request.targets) or "none",
         "crystals asked for": f"{request.count:,}",
         "finished": f"{len(entries):,}, of which {len(good):,} good",
-        "control": _plain(msgspec.to_builtins(request.control)),
+        "control": _control(request.control),
         "strategy": request.strategy,
         "schedule": f"{request.schedule.method}, {request.schedule.n_evaluations(run.file.n_levels):,} evaluations",
         "latents drawn for each crystal": f"{request.oversample:,}",
@@ -127,6 +128,13 @@ def _run(place: Path) -> Stage:
     }
     rows = _rows_of(good)
     return Stage("run", place, _facts(asked), rows, np.ones(len(good), bool), good, (), request.count)
+
+
+def _control(control: Control) -> str:
+    said = {name: value for name, value in msgspec.to_builtins(control).items() if value}
+    if control.n_atoms is not None:
+        said["n_atoms"] = " to ".join(map(str, dict.fromkeys(control.n_atoms)))
+    return _named(said)
 
 
 def _table(kind: Kind, place: Path, path: Path) -> Stage:

@@ -35,6 +35,7 @@ _SYMMETRY = 2000
 _PIECE = 64
 _REASONS = 30
 _TILES = 6
+_BY_PREDICTOR = "as the latent's Predictor says, which has not seen the crystal."
 
 _SECTIONS = (
     ("asked", "Asked", "stages"),
@@ -335,7 +336,9 @@ def _tiles(
     single = [hit for hit in hits if hit.window]
     if single:
         count, total = sum(hit.count for hit in single), sum(hit.total for hit in single)
-        shown.append((page.percent(count / total), "of the targets met, within their windows"))
+        judges = {_source(stages, spec) for spec in population.properties if _is_asked(population, spec)}
+        by = ", by the Predictor's word" if judges == {_BY_PREDICTOR} else ", within their windows"
+        shown.append((page.percent(count / total), f"of the targets met{by}"))
     shown += [
         (f"{measured(row.means['rmsd_angstrom'])} Å", f"mean RMSD of {row.stage}")
         for row in changes
@@ -370,7 +373,7 @@ def _source(stages: Sequence[Stage], spec: Property) -> str:
         return f"by {', '.join(models)}."
     if any(spec.key in stage.rows for stage in stages):
         return "as the folder has it."
-    return "as the latent's Predictor says, which has not seen the crystal."
+    return _BY_PREDICTOR
 
 
 def _is_asked(population: Population, spec: Property) -> bool:
