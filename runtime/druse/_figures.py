@@ -23,8 +23,8 @@ from druse._population import (
     words,
 )
 from druse._reported import Stage
+from druse.conditions import crystal_system
 from druse.evaluate import Share
-from druse.symmetry import crystal_system_of
 
 _POINTS = 3000
 _BINS = (20, 60)
@@ -287,7 +287,7 @@ def systems(population: Population) -> list[Systems]:
     column = population.columns.get("crystal_system")
     if column is None or column.dtype.kind != "U":
         numbers = population.of("spacegroup")
-        known = {n: crystal_system_of(int(n)) for n in np.unique(numbers[np.isfinite(numbers)]) if 0 <= n <= 230}
+        known = {n: _system_of(int(n)) for n in np.unique(numbers[np.isfinite(numbers)])}
         column = np.array([known.get(n, "") for n in numbers.tolist()], str)
     found = []
     for g, group in enumerate(population.groups):
@@ -297,6 +297,10 @@ def systems(population: Population) -> list[Systems]:
             target = system_of_target(group.targets.get("crystal_system"))
             found.append(Systems(g, counts, sum(counts), target))
     return found
+
+
+def _system_of(space_group: int) -> str:
+    return crystal_system(space_group) if 1 <= space_group <= 230 else ""
 
 
 def points(population: Population) -> Points | None:

@@ -21,9 +21,10 @@ from druse._population import CLASSES, Population, Property, measured, populate
 from druse._processes import Processes
 from druse._reported import KINDS, Stage, formula_of_crystal, read_stage
 from druse._rows import read_rows
+from druse.conditions import crystal_system
 from druse.crystals import Crystals
 from druse.errors import InputError
-from druse.symmetry import ANGLE_TOLERANCE, SYMPREC, crystal_system_of, space_groups
+from druse.symmetry import ANGLE_TOLERANCE, SYMPREC, space_groups
 
 __all__ = ["Reported", "build_report", "write_report"]
 
@@ -291,9 +292,7 @@ def _described(
                 if progress is not None:
                     progress("space groups", done, len(chosen))
         rows["spacegroup"] = numbers
-        rows["crystal_system"] = np.array(
-            [crystal_system_of(int(v)) if math.isfinite(v) else "" for v in numbers.tolist()], str
-        )
+        rows["crystal_system"] = np.array([crystal_system(int(v)) if v >= 1 else "" for v in numbers.tolist()], str)
     return dataclasses.replace(stage, rows=rows)
 
 

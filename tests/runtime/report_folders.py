@@ -9,8 +9,8 @@ import numpy as np
 from druse import Crystals
 from druse._columns import write_columns
 from druse.candidates import Entries, write_entries
+from druse.conditions import crystal_system
 from druse.elements import formula_of
-from druse.symmetry import crystal_system_of
 
 ENERGY, GAP = "formation_energy_per_atom", "band_gap"
 LONG = f"{ENERGY}|cgcnn-mp20|1|eV/atom"
@@ -70,7 +70,7 @@ def write_screening(
     }
     for name in (LONG, ENERGY, f"{ENERGY}_std", GAP, "band_gap_class", "spacegroup"):
         numbers[name] = np.where(known, numbers[name], np.nan)
-    systems = np.array([crystal_system_of(int(g)) if k else "" for g, k in zip(groups, known, strict=True)], str)
+    systems = np.array([crystal_system(int(g)) if k else "" for g, k in zip(groups, known, strict=True)], str)
     ids = [f"{hostile}{k}" for k in range(n)]
     reasons = {
         "read": "no such element", "geometry": "two atoms 0.41 Å apart", "composition": "no oxidation states balance",
