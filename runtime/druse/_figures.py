@@ -332,14 +332,17 @@ def change(stage: Stage) -> Change | None:
     """Changes of a relaxation, as the paper's table 3; None where the stage has none."""
     values = {name: numbers_of(stage.rows.get(name), len(stage.survived)) for name in CHANGES}
     failure = np.where(failed_of(stage), texts_of(stage.rows.get("failure"), len(stage.survived)), "")
+    converged = stage.rows.get("converged", stage.rows.get("converged_ionic"))
+    done = ended_of(stage)
+    if converged is not None and converged.dtype.kind != "U":
+        done = done & (converged == 1)
     means, counts = {}, {}
     for name, column in values.items():
-        finite = column[np.isfinite(column)]
+        finite = column[done & np.isfinite(column)]
         if len(finite):
             means[name], counts[name] = float(np.abs(finite).mean()), len(finite)
     if not means and stage.kind != "relax":
         return None
-    converged = stage.rows.get("converged", stage.rows.get("converged_ionic"))
     reasons, how_many = np.unique(failure[failure != ""], return_counts=True)
     return Change(
         stage.name,

@@ -16,7 +16,7 @@ import numpy as np
 from druse._dependencies import require
 from druse._manifest import in_one_line
 from druse._population import SYSTEMS, Population, measured, number
-from druse._reported import KINDS, Stage, formula_of_crystal
+from druse._reported import Stage, formula_of_crystal
 from druse.candidates import Entries
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS
@@ -67,10 +67,10 @@ class Candidates(NamedTuple):
 
 
 def candidates(stages: Sequence[Stage], population: Population, windows: Mapping[str, float]) -> Candidates:
-    """The crystals of the last kind of stage that there is, at most `LARGEST_TABLE`."""
-    shown = {stage.kind for stage in stages if stage.crystals.crystals.n_atoms.any()}
-    last = next((kind for kind in reversed(list(KINDS)) if kind in shown), stages[0].kind)
-    chosen = [stage for stage in stages if stage.kind == last]
+    """The crystals of the last folder, and of those of its kind just before it; at most `LARGEST_TABLE`."""
+    shown = [stage for stage in stages if stage.crystals.crystals.n_atoms.any()] or list(stages)
+    backwards = itertools.takewhile(lambda stage: stage.kind == shown[-1].kind, reversed(shown))
+    chosen = list(backwards)[::-1]
     parts: list[tuple[Entries, dict[str, np.ndarray]]] = []
     order = ""
     for stage in chosen:
@@ -340,7 +340,8 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         loader=jinja2.DictLoader(files),
     )  # fmt: skip
-    environment.filters |= {"num": number, "measured": measured, "formula": formula, "percent": percent}
+    environment.filters |= {"num": number, "measured": measured, "seconds": seconds, "percent": percent}
+    environment.filters["formula"] = formula
     return environment.get_template("page.html").render(
         **context,
         systems=SYSTEMS,
@@ -352,6 +353,13 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 _SCRIPTS = ("charts.js", "viewer.js", "table.js")
+
+
+def seconds(value: float | None) -> str:
+    """A time for people."""
+    if value is None:
+        return "–"
+    return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def percent(share: float | None) -> str:

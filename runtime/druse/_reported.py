@@ -52,6 +52,7 @@ class Stage:
         survived: ``[rows]`` which of them the stage passed on.
         crystals: what it passed on, in its order.
         funnel: the rules of a screening.
+        seconds: of a screening, by what they were spent on.
         n_entries: what it began with.
     """
 
@@ -63,6 +64,7 @@ class Stage:
     crystals: Entries
     funnel: tuple[RuleCount, ...] = ()
     n_entries: int = 0
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -145,10 +147,13 @@ def _table(kind: Kind, place: Path, path: Path) -> Stage:
     entries = Entries.concatenate(read_entries([path]))
     good = entries.take(np.flatnonzero(entries.ok)) if kind == "screen" else entries
     said = _json(place / f"{kind}.json")
-    asked = {key: _plain(value) for key, value in said.items() if key not in _NO_FACTS}
+    asked = {key: _plain(value) for key, value in said.items() if value and key not in _NO_FACTS}
     rules = said.get("rules")
     if isinstance(rules, dict) and "rules" in rules:
         asked["rules"] = _plain(rules["rules"])
+    models = said.get("models")
+    if isinstance(models, list):
+        asked["models"] = ", ".join(in_one_line(name) for name in models if isinstance(name, str) and "|" in name)
     asked["made"] = _moment(said.get("created"))
     rows, survived = _rows_of(good), np.ones(len(good), bool)
     verdicts = place / "verdicts.parquet"
@@ -162,8 +167,11 @@ def _table(kind: Kind, place: Path, path: Path) -> Stage:
         if missing:
             raise InputError(f"{verdicts} lacks the columns {', '.join(sorted(missing))}; screen again")
         survived = rows["rule"] == ""
-    funnel, n_entries = _funnel(place, len(rows["id"])) if kind == "screen" else ((), len(entries))
-    return Stage(kind, place, _facts(asked), rows, survived, good, funnel, n_entries)
+    if kind != "screen":
+        return Stage(kind, place, _facts(asked), rows, survived, good, (), len(entries))
+    seconds = _seconds(place)
+    funnel, n_entries = _funnel(place, len(rows["id"]), seconds)
+    return Stage(kind, place, _facts(asked), rows, survived, good, funnel, n_entries, seconds)
 
 
 def _rows_of(entries: Entries) -> dict[str, np.ndarray]:
@@ -176,13 +184,11 @@ def _rows_of(entries: Entries) -> dict[str, np.ndarray]:
     return {**rows, **entries.columns}
 
 
-def _funnel(place: Path, n_rows: int) -> tuple[tuple[RuleCount, ...], int]:
+def _funnel(place: Path, n_rows: int, seconds: Mapping[str, float]) -> tuple[tuple[RuleCount, ...], int]:
     path = place / "funnel.json"
     if not path.is_file():
         return (), n_rows
-    found, seconds = _json(path), {}
-    if (place / "seconds.json").is_file():
-        seconds = _json(place / "seconds.json")
+    found = _json(path)
     try:
         rules = tuple(
             RuleCount(
@@ -197,7 +203,7 @@ def _funnel(place: Path, n_rows: int) -> tuple[tuple[RuleCount, ...], int]:
                         key=lambda pair: (-pair[1], pair[0]),
                     )
                 ),
-                _seconds(seconds.get(rule["name"])),
+                seconds.get(in_one_line(rule["name"])),
             )
             for rule in found["rules"]
         )
@@ -206,8 +212,10 @@ def _funnel(place: Path, n_rows: int) -> tuple[tuple[RuleCount, ...], int]:
         raise InputError(f"{path} is not what druse screen writes ({error!r}); screen again") from error
 
 
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def _seconds(place: Path) -> dict[str, float]:
+    path = place / "seconds.json"
+    found = _json(path) if path.is_file() else {}
+    return {in_one_line(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -229,7 +237,7 @@ def _facts(asked: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 def _plain(value: Any) -> str:
     """What stands in a file of ours, for people: empty things say nothing."""
     if isinstance(value, Mapping) and "path" in value:  # a file, and its digest
-        return _plain(value["path"])
+        return Path(str(value["path"])).name
     if isinstance(value, Mapping) and "kind" in value:
         rest = _plain({key: entry for key, entry in value.items() if key not in ("kind", "name")})
         return f"{value.get('name') or value['kind']}{f' ({rest})' if rest else ''}"

@@ -114,8 +114,9 @@ def write_report(
         top: candidates that get a card with a view of the crystal.
         windows: by property, the distance from a target within which it is met, for others than the usual ones.
         reference: table of other crystals (see `druse._rows`) whose properties histograms show in grey.
-        models: whether to ask the property models of the crystals of a run; else what the latent's Predictor said.
-        symmetry: whether to look for space groups of the crystals of a run (of 2,000 of them, evenly taken).
+        models: whether to ask the property models of the crystals of a run, where there is no screening, which has
+            done so; else what the latent's Predictor said.
+        symmetry: the same for space groups (of 2,000 crystals of a run, evenly taken).
         n_jobs: processes for that; 0 for every core.
         progress: called with what is done, and how many crystals of how many.
 
@@ -149,9 +150,9 @@ def _build(
             raise InputError(f"`windows` must be numbers above 0, got {window!r} for {name}")
     notes: list[str] = []
     stages = [read_stage(folder) for folder in folders]
-    alone = {stage.kind for stage in stages} == {"run"}
+    screened = any(stage.kind == "screen" for stage in stages)
     stages = [
-        _described(stage, models, symmetry, n_jobs, progress, notes) if stage.kind == "run" and alone else stage
+        _described(stage, models, symmetry, n_jobs, progress, notes) if stage.kind == "run" and not screened else stage
         for stage in stages
     ]
     population = populate(stages)
@@ -237,7 +238,7 @@ def _shown(
         "symmetry_note": f"pymatgen, symprec {SYMPREC:g} Å, angle_tolerance {ANGLE_TOLERANCE:g}°, unless the folder "
         "says otherwise",
         "changes": [
-            {**msgspec.to_builtins(row), "cells": [row.means.get(name) for name in columns]} for row in changes
+            {**msgspec.to_builtins(row), "cells": [_change_of(row, name) for name in columns]} for row in changes
         ],
         "change_columns": [figures.CHANGES[name] for name in columns],
         "paper_cells": [figures.PAPER_CHANGES.get(name) for name in columns],
@@ -317,6 +318,12 @@ def _reference(path: Path, properties: Sequence[Property]) -> dict[str, np.ndarr
     return {key: np.array(column, np.float64) for key, column in values.items()}
 
 
+def _change_of(row: figures.Change, name: str) -> tuple[float | None, int | None]:
+    """A mean, and of how many crystals where it is not of all."""
+    n = row.counts.get(name)
+    return row.means.get(name), None if n == max(row.counts.values(), default=0) else n
+
+
 def _tiles(
     stages: Sequence[Stage],
     population: Population,
@@ -381,12 +388,13 @@ def _is_asked(population: Population, spec: Property) -> bool:
 
 def _funnel(stage: Stage) -> dict[str, Any]:
     entries = max(stage.n_entries, 1)
-    seconds = [rule.seconds for rule in stage.funnel if rule.seconds is not None]
+    others = {name: spent for name, spent in stage.seconds.items() if name not in {rule.name for rule in stage.funnel}}
     return {
         "name": stage.name,
         "entries": stage.n_entries,
         "survivors": stage.funnel[-1].passed,
-        "seconds": sum(seconds) if seconds else None,
+        "seconds": sum(stage.seconds.values()) if stage.seconds else None,
+        "others": list(others.items()),
         "rules": [
             {
                 "name": rule.name if rule.kind in ("", rule.name) else f"{rule.name} ({rule.kind})",

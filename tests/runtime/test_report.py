@@ -207,8 +207,8 @@ def test_the_funnel(folders: dict[str, Any], page: Page) -> None:
         assert row[:4] == [name, str(left), str(refused), str(left - refused)]
         assert row[4] == f"{100 * (left - refused) / 300:.1f} %"
         left -= refused
-    assert rows[2][5] == "0.9"
-    assert f"300 entries went in, {left} came out, in 5.5 s" in page.captions[0]
+    assert rows[2][5] == "0.90"
+    assert f"300 entries went in, {left} came out, in 5.50 s" in page.captions[0]
     assert "no oxidation states balance" in page.text
 
 
