@@ -9,51 +9,20 @@ import numpy as np
 from druse._manifest import in_one_line
 from druse._population import (
     CLASSES,
-    KNOWN,
     SYSTEMS,
     Group,
     Population,
     Property,
-    groups_of,
     number,
-    numbers_of,
     system_of_target,
-    texts_of,
-    value_of,
     words,
 )
-from druse._reported import Stage
 from druse.conditions import crystal_system
 from druse.evaluate import Share
 
 _POINTS = 3000
 _BINS = (20, 60)
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-
-
-CHANGES = {
-    "delta_a": ("Δa", "Å"),
-    "delta_b": ("Δb", "Å"),
-    "delta_c": ("Δc", "Å"),
-    "delta_alpha": ("Δα", "°"),
-    "delta_beta": ("Δβ", "°"),
-    "delta_gamma": ("Δγ", "°"),
-    "rmsd_angstrom": ("RMSD", "Å"),
-    "rmsd": ("RMSD, normalised", ""),
-    "volume_change": ("ΔV/V", ""),
-}
-"""Columns of the paper's table 3, and two more: name and unit."""
-
-PAPER_CHANGES = {
-    "delta_a": 0.376,
-    "delta_b": 0.397,
-    "delta_c": 0.740,
-    "delta_alpha": 4.694,
-    "delta_beta": 4.727,
-    "delta_gamma": 3.818,
-    "rmsd_angstrom": 0.307,
-}
-"""The paper's table 3: 127 generated crystals relaxed by DFT."""
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -119,35 +88,6 @@ class Points(msgspec.Struct, frozen=True):
     group: list[int]
     ids: list[str]
     total: int
-
-
-class Change(msgspec.Struct, frozen=True):
-    """Mean absolute changes of a relaxation by column, with the number of crystals that have one."""
-
-    stage: str
-    means: dict[str, float]
-    counts: dict[str, int]
-    total: int
-    failed: int
-    converged: int | None
-    failures: list[tuple[str, int]]
-
-
-class Parity(msgspec.Struct, frozen=True):
-    """Predictions against DFT; ``measured`` is None where it failed."""
-
-    key: str
-    label: str
-    unit: str
-    measured: list[float | None]
-    predicted: list[float]
-    group: list[int]
-    groups: list[str]
-    ids: list[str]
-    n: int
-    failed: int
-    mae: float
-    rmse: float
 
 
 def _axis(values: np.ndarray, targets: Sequence[float]) -> np.ndarray:
@@ -314,116 +254,21 @@ def points(population: Population) -> Points | None:
         return None
     first = population.of(axes[0].key)
     usable = np.flatnonzero(np.isfinite(first))
-    chosen = usable if len(usable) <= _POINTS else usable[np.linspace(0, len(usable) - 1, _POINTS).astype(np.int64)]
+    chosen = sample(usable)
     return Points(
         axes,
-        {axis.key: [_short(v) for v in population.of(axis.key)[chosen]] for axis in axes},
+        {axis.key: [short(v) for v in population.of(axis.key)[chosen]] for axis in axes},
         population.group[chosen].tolist(),
         [in_one_line(name) for name in population.ids[chosen]],
         len(usable),
     )
 
 
-def _short(value: float) -> float | None:
+def sample(rows: np.ndarray) -> np.ndarray:
+    """At most 3,000 of them, evenly taken."""
+    return rows if len(rows) <= _POINTS else rows[np.linspace(0, len(rows) - 1, _POINTS).astype(np.int64)]
+
+
+def short(value: float) -> float | None:
+    """In the digits that a chart can show; None for what is no number."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def change(stage: Stage) -> Change | None:
-    """Changes of a relaxation, as the paper's table 3; None where the stage has none."""
-    values = {name: numbers_of(stage.rows.get(name), len(stage.survived)) for name in CHANGES}
-    failure = np.where(failed_of(stage), texts_of(stage.rows.get("failure"), len(stage.survived)), "")
-    converged = stage.rows.get("converged", stage.rows.get("converged_ionic"))
-    done = ended_of(stage)
-    if converged is not None and converged.dtype.kind != "U":
-        done = done & (converged == 1)
-    means, counts = {}, {}
-    for name, column in values.items():
-        finite = column[done & np.isfinite(column)]
-        if len(finite):
-            means[name], counts[name] = float(np.abs(finite).mean()), len(finite)
-    if not means and stage.kind != "relax":
-        return None
-    reasons, how_many = np.unique(failure[failure != ""], return_counts=True)
-    return Change(
-        stage.name,
-        means,
-        counts,
-        int((failed_of(stage) | ended_of(stage)).sum()),
-        int((failure != "").sum()),
-        None if converged is None or converged.dtype.kind == "U" else int((converged == 1).sum()),
-        sorted(((in_one_line(r), int(n)) for r, n in zip(reasons, how_many, strict=True)), key=lambda p: -p[1])[:10],
-    )
-
-
-def failed_of(stage: Stage) -> np.ndarray:
-    """``[rows]`` which failed: by their status where there is one, else those with a reason."""
-    n = len(stage.survived)
-    if "status" in stage.rows and stage.kind == "dft":
-        return np.asarray(texts_of(stage.rows["status"], n) == "failed")
-    return np.asarray(texts_of(stage.rows.get("failure"), n) != "")
-
-
-def ended_of(stage: Stage) -> np.ndarray:
-    """``[rows]`` which are done without a failure."""
-    n = len(stage.survived)
-    if "status" in stage.rows and stage.kind == "dft":
-        return np.asarray(texts_of(stage.rows["status"], n) == "finished")
-    return ~failed_of(stage)
-
-
-def parity(stage: Stage) -> list[Parity]:
-    """Predictions against DFT, as figure 6, for every property that has both.
-
-    What is not finished is left out, and what failed has no measured value.
-    """
-    found = []
-    n = len(stage.survived)
-    groups, group = groups_of([stage])
-    for name in stage.rows:
-        key = name.removesuffix("_dft")
-        if name == key or stage.rows[name].dtype.kind == "U":
-            continue
-        measured, predicted = numbers_of(stage.rows[name], n), value_of(stage, key)
-        shown = np.isfinite(predicted) & (np.isfinite(measured) | failed_of(stage))
-        both = shown & np.isfinite(measured)
-        if not both.any():
-            continue
-        error = predicted[both] - measured[both]
-        spec = KNOWN.get(key, Property(in_one_line(key), words(key), "", 0.0))
-        chosen = np.flatnonzero(shown)
-        chosen = chosen if len(chosen) <= _POINTS else chosen[np.linspace(0, len(chosen) - 1, _POINTS).astype(int)]
-        found.append(
-            Parity(
-                spec.key,
-                spec.label,
-                spec.unit,
-                [_short(v) for v in measured[chosen]],
-                [float(f"{v:.5g}") for v in predicted[chosen]],
-                group[chosen].tolist(),
-                [one.label for one in groups],
-                [in_one_line(text) for text in stage.rows["id"][chosen].tolist()],
-                int(both.sum()),
-                int((shown & ~both).sum()),
-                float(np.abs(error).mean()),
-                float(np.sqrt((error**2).mean())),
-            )
-        )
-    return found
-
-
-def displacements(stages: Sequence[Stage]) -> tuple[list[Histogram], list[str]]:
-    """A histogram of the displacement in relaxations, a series for each folder that has it, and their names."""
-    for name in ("rmsd_angstrom", "rmsd"):
-        label, unit = CHANGES[name]
-        found = [(stage.name, numbers_of(stage.rows.get(name), len(stage.survived))) for stage in stages]
-        found = [(folder, values) for folder, values in found if np.isfinite(values).any()]
-        if not found:
-            continue
-        made = histogram(
-            Property(name, label, unit, 0.0),
-            np.concatenate([values for _, values in found]),
-            np.repeat(np.arange(len(found)), [len(values) for _, values in found]),
-            [Group(folder, {}) for folder, _ in found],
-        )
-        return ([] if made is None else [made]), [folder for folder, _ in found]
-    return [], []

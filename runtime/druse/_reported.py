@@ -161,7 +161,7 @@ def _table(kind: Kind, place: Path, path: Path) -> Stage:
         rows = {
             name: column
             for name, column in read_columns(verdicts, f"run druse screen into {place} again").items()
-            if isinstance(column, np.ndarray) and column.ndim == 1
+            if isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in "fiubU"
         }
         missing = {"id", "rule"} - set(rows)
         if missing:

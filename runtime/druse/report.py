@@ -13,13 +13,15 @@ import msgspec
 import numpy as np
 
 from druse import __version__, properties
+from druse import _changes as changed
 from druse import _figures as figures
 from druse import _page as page
+from druse import _wording as wording
 from druse._arrays import number as checked
 from druse._files import whole_file
-from druse._population import CLASSES, Population, Property, measured, populate
+from druse._population import CLASSES, Population, Property, populate
 from druse._processes import Processes
-from druse._reported import KINDS, Stage, formula_of_crystal, read_stage
+from druse._reported import KINDS, Stage, read_stage
 from druse._rows import read_rows
 from druse.conditions import crystal_system
 from druse.crystals import Crystals
@@ -34,9 +36,6 @@ _SYMMETRY = 2000
 """Crystals of a run whose space groups are looked for: pymatgen takes ten milliseconds for each."""
 
 _PIECE = 64
-_REASONS = 30
-_TILES = 6
-_BY_PREDICTOR = "as the latent's Predictor says, which has not seen the crystal."
 
 _SECTIONS = (
     ("asked", "Asked", "stages"),
@@ -201,9 +200,9 @@ def _shown(
         )
     ]
     points, hits, systems = figures.points(population), figures.hits(population, windows), figures.systems(population)
-    changes = [change for stage in stages if (change := figures.change(stage))]
-    parities = [parity for stage in stages if stage.kind == "dft" for parity in figures.parity(stage)]
-    displacements, displaced = figures.displacements(stages)
+    changes = [change for stage in stages if (change := changed.change(stage))]
+    parities = [parity for stage in stages if stage.kind == "dft" for parity in changed.parity(stage)]
+    displacements, displaced = changed.displacements(stages)
     table = page.table(found, population)
     structures, elements = page.structures(found.entries)
     cards = page.cards(found, population, top)
@@ -212,36 +211,35 @@ def _shown(
         for name, rows in figures.classes(population).items()
         for g, share in rows
     ]
-    columns = [name for name in figures.CHANGES if any(name in row.means for row in changes)]
+    columns = [name for name in changed.CHANGES if any(name in row.means for row in changes)]
     keys = [column["key"] for column in table.columns]
     example = "formation_energy_per_atom<0" if "formation_energy_per_atom" in keys else "n_atoms<8"
     context: dict[str, Any] = {
         "version": __version__,
         "title": " · ".join(dict.fromkeys(stage.name for stage in stages)),
-        "tiles": _tiles(stages, population, hits, changes, parities, found),
+        "tiles": wording.tiles(stages, population, hits, changes, parities, found),
         "stages": [{"kind": KINDS[stage.kind], "name": stage.name, "facts": stage.facts} for stage in stages],
         "notes": notes,
-        "funnels": [_funnel(stage) for stage in stages if stage.funnel],
+        "funnels": [wording.funnel(stage) for stage in stages if stage.funnel],
         "histograms": histograms,
-        "sources": {spec.key: f"Values {_source(stages, spec)}" for spec in population.properties},
+        "sources": {spec.key: f"Values {wording.source(stages, population, spec)}" for spec in population.properties},
         "screened": population.screened,
-        "population_note": _about(population),
+        "population_note": wording.about(population),
         "groups": population.groups,
         "points": points,
         "hits": hits,
-        "hit_note": " ".join(
-            f"{spec.label}: {_source(stages, spec)}" for spec in population.properties if _is_asked(population, spec)
-        ),
+        "hit_note": wording.judges(stages, population),
         "classes": classes,
         "has_hits": hits or classes,
         "crystal_systems": systems,
         "symmetry_note": f"pymatgen, symprec {SYMPREC:g} Å, angle_tolerance {ANGLE_TOLERANCE:g}°, unless the folder "
         "says otherwise",
         "changes": [
-            {**msgspec.to_builtins(row), "cells": [_change_of(row, name) for name in columns]} for row in changes
+            {**msgspec.to_builtins(row), "cells": [wording.mean_change(row, name) for name in columns]}
+            for row in changes
         ],
-        "change_columns": [figures.CHANGES[name] for name in columns],
-        "paper_cells": [figures.PAPER_CHANGES.get(name) for name in columns],
+        "change_columns": [changed.CHANGES[name] for name in columns],
+        "paper_cells": [changed.PAPER_CHANGES.get(name) for name in columns],
         "change_histograms": displacements,
         "parities": parities,
         "cards": cards,
@@ -316,97 +314,3 @@ def _reference(path: Path, properties: Sequence[Property]) -> dict[str, np.ndarr
             f"{path} has no numbers in the columns {', '.join(wanted) or '(none)'}; give another reference"
         )
     return {key: np.array(column, np.float64) for key, column in values.items()}
-
-
-def _change_of(row: figures.Change, name: str) -> tuple[float | None, int | None]:
-    """A mean, and of how many crystals where it is not of all."""
-    n = row.counts.get(name)
-    return row.means.get(name), None if n == max(row.counts.values(), default=0) else n
-
-
-def _tiles(
-    stages: Sequence[Stage],
-    population: Population,
-    hits: Sequence[figures.Hit],
-    changes: Sequence[figures.Change],
-    parities: Sequence[figures.Parity],
-    found: page.Candidates,
-) -> list[dict[str, str]]:
-    n = len(population.group)
-    entered = sum(stage.n_entries for stage in stages if stage.kind == "screen")
-    shown = [(f"{n:,}", "crystals" if not population.screened else "entries judged")]
-    if population.screened and entered:
-        shown.append((f"{int(population.survived.sum()):,}", "survive the rules"))
-    if len(population.groups) > 1:
-        shown.append((f"{len(population.groups)}", "groups by what was asked"))
-    single = [hit for hit in hits if hit.window]
-    if single:
-        count, total = sum(hit.count for hit in single), sum(hit.total for hit in single)
-        judges = {_source(stages, spec) for spec in population.properties if _is_asked(population, spec)}
-        by = ", by the Predictor's word" if judges == {_BY_PREDICTOR} else ", within their windows"
-        shown.append((page.percent(count / total), f"of the targets met{by}"))
-    shown += [
-        (f"{measured(row.means['rmsd_angstrom'])} Å", f"mean RMSD of {row.stage}")
-        for row in changes
-        if "rmsd_angstrom" in row.means
-    ]
-    shown += [
-        (f"{measured(one.mae)} {one.unit}".strip(), f"mean error of {one.label.lower()} against DFT")
-        for one in parities
-    ]
-    compositions = set(map(formula_of_crystal, found.entries.crystals))
-    shown.append((f"{len(compositions):,}", "compositions among candidates"))
-    parts = [(*figure.partition(" ")[::2], what) for figure, what in shown[:_TILES]]
-    return [{"figure": figure, "unit": unit, "what": what} for figure, unit, what in parts]
-
-
-def _about(population: Population) -> str:
-    names = ", ".join(dict.fromkeys(population.stages))
-    if population.screened:
-        return f"Of all entries of {names} whose property is known, survivors and refused ones."
-    return f"Of all crystals of {names}."
-
-
-def _source(stages: Sequence[Stage], spec: Property) -> str:
-    """Where the numbers of a property are from, in a sentence."""
-    models = sorted({
-        " ".join(part for part in name.split("|")[1:3])
-        for stage in stages
-        for name in stage.rows
-        if name.startswith(f"{spec.key}|") and name.count("|") == 3
-    })  # fmt: skip
-    if models:
-        return f"by {', '.join(models)}."
-    if any(spec.key in stage.rows for stage in stages):
-        return "as the folder has it."
-    return _BY_PREDICTOR
-
-
-def _is_asked(population: Population, spec: Property) -> bool:
-    return any(spec.key in group.targets for group in population.groups)
-
-
-def _funnel(stage: Stage) -> dict[str, Any]:
-    entries = max(stage.n_entries, 1)
-    others = {name: spent for name, spent in stage.seconds.items() if name not in {rule.name for rule in stage.funnel}}
-    return {
-        "name": stage.name,
-        "entries": stage.n_entries,
-        "survivors": stage.funnel[-1].passed,
-        "seconds": sum(stage.seconds.values()) if stage.seconds else None,
-        "others": list(others.items()),
-        "rules": [
-            {
-                "name": rule.name if rule.kind in ("", rule.name) else f"{rule.name} ({rule.kind})",
-                "entered": rule.entered,
-                "refused": rule.refused,
-                "passed": rule.passed,
-                "share": rule.passed / entries,
-                "lost": rule.refused / entries,
-                "seconds": rule.seconds,
-                "reasons": rule.reasons[:_REASONS],
-                "n_reasons": len(rule.reasons),
-            }
-            for rule in stage.funnel
-        ],
-    }
