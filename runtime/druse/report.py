@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from druse import __version__, properties
+from druse import __version__
 from druse import _changes as changed
 from druse import _figures as figures
 from druse import _page as page
@@ -26,6 +26,7 @@ from druse._rows import read_rows
 from druse.conditions import crystal_system
 from druse.crystals import Crystals
 from druse.errors import InputError
+from druse.properties import PropertyModels
 from druse.symmetry import ANGLE_TOLERANCE, SYMPREC, space_groups
 
 __all__ = ["Reported", "build_report", "write_report"]
@@ -116,7 +117,7 @@ def write_report(
         models: whether to ask the property models of the crystals of a run, where there is no screening, which has
             done so; else what the latent's Predictor said.
         symmetry: the same for space groups (of 2,000 crystals of a run, evenly taken).
-        n_jobs: processes for that; 0 for every core.
+        n_jobs: processes and threads for that; 0 for every core.
         progress: called with what is done, and how many crystals of how many.
 
     Raises:
@@ -275,9 +276,8 @@ def _described(
     """The crystals of a run with what property models and the search for space groups say of them."""
     rows, n = dict(stage.rows), len(stage.crystals)
     crystals = stage.crystals.crystals
-    opener = getattr(properties, "PropertyModels", None)
-    if models and opener is not None:
-        rows |= opener.open().columns(crystals)
+    if models:
+        rows |= PropertyModels.open(n_threads=n_jobs).columns(crystals)
     if symmetry and n:
         chosen = np.arange(n) if n <= _SYMMETRY else np.linspace(0, n - 1, _SYMMETRY).astype(np.int64)
         if len(chosen) < n:

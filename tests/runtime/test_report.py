@@ -36,6 +36,7 @@ from druse import Generator, Request, Run
 from druse.candidates import Entries, read_entries, write_entries
 from druse.cli import main
 from druse.errors import InputError
+from druse.properties import PropertyModels
 from druse.report import build_report, write_report
 
 HOSTILE = "\"'><img src=x onerror=alert(1)></script><script>alert(2)</script><!--{{7*7}}"
@@ -380,9 +381,17 @@ def test_a_run(made: Path) -> None:
     assert kinds == ["asked", "properties", "pairs", "hits", "symmetry", "candidates", "table"]
     assert "formation energy per atom −2" in found.text
     assert "ancestral, 50 evaluations" in found.text
+    values = PropertyModels.open().columns(Run.open(made).crystals())
+    assert [one["key"] for one in found.data["histograms"]] == [ENERGY, GAP]
+    for one in found.data["histograms"]:
+        assert one["series"][0]["mean"] == pytest.approx(values[one["key"]].mean())
+    assert "Formation energy: by cgcnn-" in found.text
+    assert [row[1] for row in found.table("by the classifiers")[1:]] == [
+        "band gap above 0 eV",
+        "formation energy above −0.9 eV/atom",
+    ]
     (row,) = [row for row in found.table("lies within the window") if row[0] == "Formation energy" and len(row) > 3]
-    assert row[1:4][::2] == ["−2 eV/atom", row[3]]
-    assert row[3].endswith(" of 6")
+    assert row[1:4] == ["−2 eV/atom", "± 0.3 eV/atom", f"{(abs(values[ENERGY] + 2) <= 0.3).sum()} of 6"]
     systems = found.table("Crystal systems found")[1]
     assert systems[1] == "6"
     assert sum(map(float, systems[2:])) == pytest.approx(100, abs=0.4)
