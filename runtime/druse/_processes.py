@@ -5,6 +5,8 @@ import contextlib
 import itertools
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -26,15 +28,16 @@ class Processes:
     Args:
         n_jobs: how many; 0 for every core. 1 does the work in the caller's own process, where nothing is isolated.
         purpose: what needs them, as an error's sentence begins: "reading structures".
+        isolated: whether a single one, too, is another process than the caller's.
 
     Attributes:
         n_jobs: how many there are.
         isolated: whether they are others than the caller's.
     """
 
-    def __init__(self, n_jobs: int = 0, *, purpose: str) -> None:
+    def __init__(self, n_jobs: int = 0, *, purpose: str, isolated: bool = False) -> None:
         self.n_jobs = n_jobs or len(os.sched_getaffinity(0))
-        self.isolated = n_jobs != 1
+        self.isolated = isolated or n_jobs != 1
         self._purpose = purpose
         self._all: Any = None
         self._one: Any = None
@@ -107,7 +110,18 @@ class Processes:
         require("loky", purpose=f"{self._purpose} in several processes", extra="evaluate")
         from loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(n, env=_ONE_THREAD)
+        return ProcessPoolExecutor(n, env=_ONE_THREAD, initializer=_leave_with, initargs=(os.getpid(),))
+
+
+def _leave_with(caller: int) -> None:
+    """End within a second of the process that started this one, which may be killed and say nothing."""
+
+    def watch() -> None:
+        while os.getppid() == caller:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future[Result]:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,31 @@ def test_one_job_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     with Processes(1, purpose="testing") as processes:
         assert list(processes.map(square, [1, 2])) == ["1 by False", "4 by False"]
         assert list(processes.map(square, [])) == []
+
+
+def test_nobody_is_left_behind(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from test_processes import write_pid; "
+        "from druse._processes import Processes; p = Processes(2, purpose='testing'); "
+        "list(p.map(write_pid, [sys.argv[2]] * 4)); print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    assert pids
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def write_pid(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
 
 
 def test_few_items_are_taken_ahead() -> None:

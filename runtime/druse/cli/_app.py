@@ -16,6 +16,7 @@ from druse.cli._evaluate import evaluate
 from druse.cli._generate import export, generate, resume
 from druse.cli._plugins import attach
 from druse.cli._predict import predict
+from druse.cli._relax import relax
 from druse.cli._report import report
 from druse.cli._screen import screen
 from druse.errors import DruseError, MissingDependencyError
@@ -34,6 +35,7 @@ app.command()(export)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(screen)
+app.command()(relax)
 app.command()(report)
 app.command()(bench)
 app.command()(doctor)

@@ -1,0 +1,126 @@
+"""``druse relax``."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from druse.errors import InputError
+
+_REASONS_SHOWN = 10
+
+
+def relax(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Folders of runs; files or folders of crystals.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to be made, or to go on with.", show_default=False)],
+    calculator: Annotated[
+        str, typer.Option(help="A name of ASE's, such as emt; chgnet; or module:Class, which is imported.")
+    ] = "chgnet",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Argument of the calculator, as JSON; several times for several."
+        ),
+    ] = None,
+    fmax: Annotated[float, typer.Option(help="Forces in the end, eV/Å.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="At most.")] = 500,
+    optimizer: Annotated[str, typer.Option(help="FIRE, BFGS or LBFGS.")] = "FIRE",
+    cell: Annotated[bool, typer.Option("--cell/--no-cell", help="Whether cells move too.")] = True,
+    pressure: Annotated[float, typer.Option(help="GPa.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="For one crystal, by the clock on the wall.")] = 300.0,
+    batched: Annotated[
+        bool | None,
+        typer.Option(
+            "--batched/--no-batched", help="Crystals that share calls; where the calculator can.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Entries, at most; 0 for all.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress.")] = False,
+) -> None:
+    """Relax crystals, in a folder that any interruption leaves whole: the same command goes on.
+
+    Example: druse relax runs/demo --calculator chgnet --out relaxed/demo
+    """
+    from druse.relax import Relaxation, relaxing
+
+    how = relaxing(
+        calculator, batched=batched, arguments=_arguments(arguments or []), optimizer=optimizer, fmax=fmax, steps=steps,
+        cell=cell, pressure=pressure, seconds=seconds,
+    )  # fmt: skip
+    relaxation = Relaxation.create(out, sources, how, limit=limit)
+    console = Console(stderr=True)
+    warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)  # by loky, which takes caches for a leak
+    columns = (SpinnerColumn(), TextColumn("relaxed {task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        summary = relaxation.finish(n_jobs=jobs, progress=lambda done: bar.update(task, completed=done))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), **_json(msgspec.to_builtins(summary))}, indent=2))
+        return
+    _print(out, summary)
+
+
+def _print(out: Path, summary: Any) -> None:
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(
+        f"[bold]{summary.converged:,}[/] of {summary.entries:,} crystals converged, {summary.relaxed:,} are without a "
+        f"failure; {summary.seconds:,.0f} s",
+        highlight=False,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    heads = ("a, Å", "b, Å", "c, Å", "α, °", "β, °", "γ, °", "RMSD", "RMSD, Å", "matched", "steps")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    values = [*summary.changes.values(), summary.rmsd, summary.rmsd_angstrom]
+    matched = f"{summary.matched:,} of {summary.converged:,}"
+    table.add_row(*("" if math.isnan(value) else f"{value:.3f}" for value in values), matched, f"{summary.steps:.0f}")
+    if summary.converged:
+        console.print("\nmean absolute change of the converged ones", highlight=False)
+        console.print(table)
+    if summary.failures:
+        console.print(f"\n[bold]{summary.entries - summary.relaxed:,}[/] failed", highlight=False)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(justify="right")
+        grid.add_column(overflow="fold")
+        for reason, count in list(summary.failures.items())[:_REASONS_SHOWN]:
+            grid.add_row(f"{count:,}", escape("".join(c if c.isprintable() else "?" for c in reason)))
+        console.print(grid)
+        if (more := len(summary.failures) - _REASONS_SHOWN) > 0:
+            console.print(f"and {more:,} reasons more; --json lists them all", highlight=False)
+    console.print(
+        f"\n{escape(str(out))}/relaxed.parquet, relaxed.extxyz and relaxed.cif", highlight=False, soft_wrap=True
+    )
+
+
+def _arguments(given: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise InputError(f"--set must be NAME=VALUE, such as epsilon=0.01; got {text!r}")
+        if name.strip() in found:
+            raise InputError(f"--set {name.strip()} is given twice")
+        try:
+            found[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name.strip()] = value
+    return found
+
+
+def _json(values: Any) -> Any:
+    """As JSON has it, which knows no NaN."""
+    if isinstance(values, dict):
+        return {name: _json(value) for name, value in values.items()}
+    return None if isinstance(values, float) and math.isnan(values) else values
