@@ -3,7 +3,7 @@
 import io
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,12 @@ import numpy as np
 
 from druse._dependencies import require
 from druse._files import whole_file
+from druse._limits import Limits
 from druse.errors import InputError
+
+_FREE = 1 << 24
+_ROWS = 4096
+"""Rows of a group in a file, which a reader may take one at a time."""
 
 
 class Ragged(NamedTuple):
@@ -44,7 +49,7 @@ def write_columns(path: Path, columns: Mapping[str, Any], facts: Mapping[str, st
             arrays[name] = pa.array(column.tolist() if column.dtype.kind == "U" else np.ascontiguousarray(column))
     buffer = io.BytesIO()
     table = pa.table(arrays).replace_schema_metadata({key.encode(): text.encode() for key, text in facts.items()})
-    parquet.write_table(table, buffer, compression="zstd")
+    parquet.write_table(table, buffer, compression="zstd", row_group_size=_ROWS)
     with whole_file(path, "wb") as file:
         file.write(buffer.getbuffer())
 
@@ -106,6 +111,49 @@ def read_columns(path: Path, advice: str) -> dict[str, Any]:
     try:
         table = parquet.read_table(path, memory_map=False)
         return {name: _array(table.column(name).combine_chunks()) for name in table.column_names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error, advice) from error
+
+
+def group_fault(group: Any, limits: Limits) -> str:
+    """Why a row group of a Parquet file, given its metadata, would take more memory than it should; else empty."""
+    for k in range(group.num_columns):
+        column = group.column(k)
+        size = column.total_uncompressed_size
+        if size > _FREE + min(limits.text * group.num_rows, limits.expansion * column.total_compressed_size):
+            return f"column {column.path_in_schema} has {size:,} bytes in {group.num_rows} rows"
+    return ""
+
+
+def read_column_batches(path: Path, size: int, advice: str, limits: Limits) -> Iterator[dict[str, Any]]:
+    """As `read_columns`, at most ``size`` rows at a time."""
+    require("pyarrow.parquet", purpose="reading Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            fault = next(filter(None, (group_fault(group, limits) for group in _groups(file))), "")
+            for batch in () if fault else file.iter_batches(size):
+                yield {name: _array(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error, advice) from error
+    if fault:
+        raise InputError(f"{path} asks for too much memory: {fault}")
+
+
+def _groups(file: Any) -> Iterator[Any]:
+    return (file.metadata.row_group(k) for k in range(file.num_row_groups))
+
+
+def column_names(path: Path, advice: str) -> list[str]:
+    """The names of the columns that `write_columns` wrote; arguments and errors as of `read_columns`."""
+    require("pyarrow.parquet", purpose="reading Parquet", extra="cpu")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return list(parquet.read_schema(path, memory_map=False).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
 

@@ -2,154 +2,130 @@
 
 Reading has two halves, so that the dear one can be done by other processes, and skipped for what is done already:
 `pieces` cuts sources into consecutive entries without looking into them, `understand` makes crystals of a piece.
-`read_entries` does both. What comes, and in which order, depends on the sources alone.
+`understood` does the second in processes that an entry may kill, `read_entries` does both. What comes, and in which
+order, depends on the sources alone. Nothing in a source is executed or unpickled, and what asks for too much (`Limits`)
+is an entry with a failure.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from druse._columns import Ragged, read_columns, write_columns
-from druse._processes import Processes
-from druse._rows import Row, read_rows
+from druse._array_sources import Arrays, ase_arrays, torch_arrays
+from druse._columns import Ragged, column_names, read_column_batches, write_columns
+from druse._entries import NOTHING, OWN_COLUMNS, Entries, Piece, checked, column_of, columns_of, facts_of, shown
+from druse._limits import LIMITS, Limits, Row
+from druse._processes import Processes, time_limit
+from druse._rows import read_rows
+from druse._structures import Understood, understand_row
 from druse.crystals import Crystals
+from druse.errors import InputError
 from druse.graphs import STOPPED, describe_status
+from druse.lattice import wrap
 from druse.runs import Run
-from druse.tables import _understand
 
-__all__ = ["Entries", "Piece", "pieces", "read_entries", "understand", "write_entries"]
+__all__ = [
+    "LIMITS",
+    "Entries",
+    "Limits",
+    "Piece",
+    "pieces",
+    "read_entries",
+    "understand",
+    "understood",
+    "write_entries",
+]
 
 PIECE = 256
 """Entries of a piece, unless another number is given."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entries:
-    """Consecutive entries of the sources, good and bad.
-
-    Attributes:
-        first: number of the first one, over all sources.
-        files: of each entry the file or folder that it is from.
-        ids: of each entry its name, as its source has it; not always unique.
-        failures: for each entry why it is no crystal; empty where it is one.
-        crystals: one for each entry, in the cell of its source; without atoms where there is a failure.
-        columns: what the source says of each entry, by name: float64 (NaN where it says nothing) or text (then empty).
-    """
-
-    first: int
-    files: tuple[str, ...]
-    ids: tuple[str, ...]
-    failures: tuple[str, ...]
-    crystals: Crystals
-    columns: Mapping[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def ok(self) -> np.ndarray:
-        """``[entries]``: which are crystals."""
-        return np.array([not failure for failure in self.failures], bool)
-
-    def take(self, indices: Any) -> "Entries":
-        """The entries of an array of indices, in that order; ``first`` stays."""
-        chosen = np.arange(len(self))[np.asarray(indices)]
-        return Entries(
-            self.first,
-            tuple(self.files[k] for k in chosen),
-            tuple(self.ids[k] for k in chosen),
-            tuple(self.failures[k] for k in chosen),
-            self.crystals.take(chosen),
-            {name: column[chosen] for name, column in self.columns.items()},
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Iterable["Entries"]) -> "Entries":
-        """One of several, in order; a column that some lack is missing there."""
-        found = list(parts)
-        names = dict.fromkeys(name for part in found for name in part.columns)
-        return cls(
-            found[0].first if found else 0,
-            tuple(itertools.chain.from_iterable(part.files for part in found)),
-            tuple(itertools.chain.from_iterable(part.ids for part in found)),
-            tuple(itertools.chain.from_iterable(part.failures for part in found)),
-            Crystals.concatenate(part.crystals for part in found),
-            {
-                name: _joined([part.columns.get(name) for part in found], [len(part) for part in found])
-                for name in names
-            },
-        )
-
-
-class Piece(NamedTuple):
-    """Consecutive entries that nobody has looked into yet; it travels to another process.
-
-    Attributes:
-        first: number of the first entry, over all sources.
-        source: file or folder.
-        rows: one for each entry, not understood; or `Entries` where the source has arrays.
-    """
-
-    first: int
-    source: str
-    rows: tuple[Row, ...] | Entries
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def split(self) -> list["Piece"]:
-        """One piece for each entry."""
-        if isinstance(self.rows, Entries):
-            return [Piece(self.first + k, self.source, self.rows.take([k])) for k in range(len(self))]
-        return [Piece(self.first + k, self.source, (row,)) for k, row in enumerate(self.rows)]
-
-
-def pieces(sources: Sequence[Any], *, size: int = PIECE) -> Iterator[Piece]:
+def pieces(sources: Sequence[Any], *, size: int = PIECE, limits: Limits = LIMITS) -> Iterator[Piece]:
     """Cut sources into pieces, without looking into their entries.
 
     Args:
-        sources: each the folder of a run, or a file or folder of crystals.
+        sources: each the folder of a run, a screening, a relaxation or a DFT hand-over, or a file or folder of
+            crystals: extended XYZ, CIF, POSCAR, CSV or Parquet with CIF, zip of CIF, pymatgen's JSON, ASE's data base,
+            result files of Con-CDVAE.
         size: entries of a piece, at most; a piece has entries of one source only.
+        limits: what an entry may ask for.
 
     Raises:
-        InputError: a source does not exist, or is of no known kind.
+        InputError: a source does not exist, is of no known kind, or broken as a whole.
     """
     first = 0
     for source in map(Path, sources):
-        for rows in _cut(source, size):
+        for rows in _cut(source, size, limits):
             yield Piece(first, str(source), rows)
             first += len(rows)
 
 
-def understand(piece: Piece, *, seconds: float | None = None) -> Entries:  # noqa: ARG001
+def understand(piece: Piece, *, seconds: float | None = None, limits: Limits = LIMITS) -> Entries:
     """The entries of a piece. Nothing in it is executed, and one bad entry does not harm the others.
 
     Args:
         piece: of `pieces`.
         seconds: for one entry, in a process that `druse._processes` started; None for no limit.
+        limits: what an entry may ask for.
     """
     if isinstance(piece.rows, Entries):
         return dataclasses.replace(piece.rows, first=piece.first)
-    found = [_understand(row, False) for row in piece.rows]
-    crystals = [
-        Crystals(np.zeros((0, 3)), np.zeros((1, 3, 3)), np.array([0, 0]), np.zeros(0, np.int32))
-        if isinstance(result, str)
-        else Crystals(result[0], result[1][None], np.array([0, len(result[2])]), result[2])
-        for result in found
-    ]
-    names = dict.fromkeys(name for row in piece.rows for name in row.columns)
+    found = [_timely(row, seconds, limits) for row in piece.rows]
+    good = [one if isinstance(one, Understood) else None for one in found]
+    facts = [facts_of({**one.facts, **row.columns}, limits) if one else facts_of(row.columns, limits)
+             for row, one in zip(piece.rows, good, strict=True)]  # fmt: skip
     return Entries(
         piece.first,
         (piece.source,) * len(found),
-        tuple(row.id for row in piece.rows),
-        tuple(result if isinstance(result, str) else "" for result in found),
-        Crystals.concatenate(crystals),
-        {name: _column([row.columns.get(name) for row in piece.rows]) for name in names},
-    )
+        tuple(shown((one.id if one else "") or row.id) for row, one in zip(piece.rows, good, strict=True)),
+        tuple("" if isinstance(one, Understood) else shown(one) for one in found),
+        Crystals.concatenate(
+            NOTHING if one is None else Crystals(
+                wrap(one.frac), one.cell[None], np.array([0, len(one.species)]), one.species
+            )
+            for one in good
+        ),
+        columns_of(facts, limits),
+    )  # fmt: skip
+
+
+def understood(
+    cut: Iterable[Piece],
+    processes: Processes,
+    work: Callable[[Entries], Any] | None = None,
+    *,
+    join: Callable[[Sequence[Any]], Any] = Entries.concatenate,
+    limits: Limits = LIMITS,
+) -> Iterator[Any]:
+    """Understand pieces in other processes, in order, and go on with each piece there.
+
+    An entry that kills the process that works on it (for want of memory, or by an error in a library) is found, and is
+    then an entry with a failure like any other.
+
+    Args:
+        cut: of `pieces`.
+        processes: that do it. In the caller's own (one job) nothing is isolated, and there is no limit of time.
+        work: what to do with the entries of a piece, a function that pickles; its result comes instead of them.
+        join: makes one result of the results of parts of a piece, where one entry of it killed a process.
+        limits: what an entry may ask for.
+    """
+    seconds = limits.seconds if processes.isolated else None
+    function = functools.partial(_understand_and_work, work=work, seconds=seconds, limits=limits)
+
+    def killed(piece: Piece) -> Any:
+        if len(piece) > 1:
+            return join(list(processes.map(function, piece.split(), killed=killed)))
+        name = piece.rows.ids[0] if isinstance(piece.rows, Entries) else shown(piece.rows[0].id)
+        reason = "the process that worked on it was killed"
+        refused = Entries(piece.first, (piece.source,), (name,), (reason,), NOTHING, {})
+        return refused if work is None else work(refused)
+
+    return processes.map(function, cut, killed=killed)
 
 
 def read_entries(
@@ -158,20 +134,23 @@ def read_entries(
     size: int = PIECE,
     n_jobs: int = 1,
     progress: Callable[[int], None] | None = None,
+    limits: Limits = LIMITS,
 ) -> Iterator[Entries]:
     """Read sources, in order.
 
     Args:
         sources: see `pieces`.
         size: see `pieces`.
-        n_jobs: processes; 0 for every core.
+        n_jobs: processes; 0 for every core. With 1 there is no limit of time, and an entry that kills its process
+            kills the caller.
         progress: called with entries done.
+        limits: what an entry may ask for.
 
     Raises:
         InputError: see `pieces`.
     """
     with Processes(n_jobs, purpose="reading structures") as processes:
-        for entries in processes.map(understand, pieces(sources, size=size)):
+        for entries in understood(pieces(sources, size=size, limits=limits), processes, limits=limits):
             yield entries
             if progress is not None:
                 progress(entries.first + len(entries))
@@ -194,19 +173,69 @@ def write_entries(path: Path, entries: Entries, *, facts: Mapping[str, str] | No
         "species": Ragged(crystals.species, crystals.offsets),
         "frac": Ragged(crystals.frac.reshape(-1), 3 * crystals.offsets),
     }
-    write_columns(path, {**columns, **entries.columns}, {"cell": "row vectors, Angstrom", **(facts or {})})
+    said = {name: column for name, column in entries.columns.items() if name not in columns}
+    write_columns(path, {**columns, **said}, {"cell": "row vectors, Angstrom", **(facts or {})})
 
 
-def _cut(source: Path, size: int) -> Iterator[tuple[Row, ...] | Entries]:
+_MADE = {
+    "screen.json": ("survivors.parquet", "druse screen"),
+    "relax.json": ("relaxed.parquet", "druse relax"),
+    "dft.json": ("dft.parquet", "druse dft collect"),
+}
+"""What a folder of a command has as its result, and the command that makes it."""
+
+
+def _cut(source: Path, size: int, limits: Limits) -> Iterator[tuple[Row, ...] | Entries]:
     if (source / "run.json").is_file():
         for part in _run(Run.open(source), str(source)):
             yield from (part.take(range(k, min(k + size, len(part)))) for k in range(0, len(part), size))
-    elif (own := _own_table(source)) is not None:
-        yield from (own.take(range(k, min(k + size, len(own)))) for k in range(0, len(own), size))
+        return
+    for told, (name, command) in _MADE.items():
+        if (source / told).is_file():
+            if not (source / name).is_file():
+                raise InputError(f"{source} has no {name} yet; {command} makes it")
+            source = source / name
+            break
+    kind = source.suffix.lower()
+    if kind in (".db", ".pt", ".pth"):
+        if not source.is_file():
+            raise InputError(f"{source} does not exist; give a file or folder of crystals")
+        for arrays in (ase_arrays if kind == ".db" else torch_arrays)(source, size, limits):
+            yield checked(arrays, (str(source),) * len(arrays.ids), limits)
+    elif kind == ".parquet" and source.is_file() and set(OWN_COLUMNS) <= set(column_names(source, "write it again")):
+        for columns in read_column_batches(source, size, "write it again", limits):
+            yield _own(columns, source, limits)
     else:
-        rows = read_rows(source)
-        while some := tuple(itertools.islice(rows, size)):
-            yield some
+        yield from _grouped(read_rows(source, limits), size, limits)
+
+
+def _grouped(rows: Iterator[Row], size: int, limits: Limits) -> Iterator[tuple[Row, ...]]:
+    """So many at a time, or fewer where they are long: no more than a few of the longest are in memory together."""
+    some: list[Row] = []
+    length = 0
+    for row in rows:
+        some.append(row)
+        length += len(row.text) + sum(len(value) for value in row.columns.values() if isinstance(value, str))
+        if len(some) == size or length > 4 * limits.text:
+            yield tuple(some)
+            some, length = [], 0
+    if some:
+        yield tuple(some)
+
+
+def _understand_and_work(
+    piece: Piece, *, work: Callable[[Entries], Any] | None, seconds: float | None, limits: Limits
+) -> Any:
+    entries = understand(piece, seconds=seconds, limits=limits)
+    return entries if work is None else work(entries)
+
+
+def _timely(row: Row, seconds: float | None, limits: Limits) -> Understood | str:
+    try:
+        with time_limit(seconds):
+            return understand_row(row, limits)
+    except TimeoutError as error:  # just as it was done
+        return str(error)
 
 
 def _run(run: Run, source: str) -> Iterator[Entries]:
@@ -223,43 +252,24 @@ def _run(run: Run, source: str) -> Iterator[Entries]:
             np.concatenate([np.zeros(1, np.int64), np.cumsum(n_atoms)]),
             part.species[atoms],
         )
-        columns = {name: _column([value] * len(part)) for name, value in targets.items()}
+        columns = {name: column_of([value] * len(part)) for name, value in targets.items()}
         columns |= {name: column.astype(np.float64) for name, column in part.columns.items() if column.ndim == 1}
         yield Entries(0, (source,) * len(part), tuple(map(str, part.ids)), failures, crystals, columns)
 
 
-def _own_table(path: Path) -> Entries | None:
-    """What `write_entries` wrote, or None where a file is another."""
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return None
-    columns = read_columns(path, "write it again")
+def _own(columns: dict[str, Any], source: Path, limits: Limits) -> Entries:
+    """A batch of what `write_entries` wrote, or another who says so."""
     try:
         cell, species, frac = columns.pop("cell"), columns.pop("species"), columns.pop("frac")
         ids, files, failures = (tuple(map(str, columns.pop(name))) for name in ("id", "file", "failure"))
-    except KeyError:
-        return None
-    crystals = Crystals(frac.values.reshape(-1, 3), cell.reshape(-1, 3, 3), species.offsets, species.values)
-    return Entries(0, files, ids, failures, crystals, columns)
-
-
-def _column(values: Sequence[Any]) -> np.ndarray:
-    """Numbers where all that is there are numbers, else text."""
-    try:
-        return np.array([np.nan if value in (None, "") else float(value) for value in values], np.float64)
-    except (TypeError, ValueError):
-        return np.array(["" if value is None else str(value) for value in values], str)
-
-
-def _joined(columns: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:
-    present = [column for column in columns if column is not None]
-    if any(column.dtype.kind == "U" for column in present):
-        parts = [
-            np.full(n, "", str) if column is None
-            else column if column.dtype.kind == "U"
-            else np.array(["" if np.isnan(value) else str(value) for value in column], str)
-            for column, n in zip(columns, lengths, strict=True)
-        ]  # fmt: skip
-        return np.concatenate(parts)
-    return np.concatenate(
-        [np.full(n, np.nan) if column is None else column for column, n in zip(columns, lengths, strict=True)]
-    )
+        if not np.array_equal(3 * species.offsets, frac.offsets):
+            raise InputError("there are not three coordinates for each atom")
+        cells = np.asarray(cell, np.float64).reshape(len(ids), 3, 3)
+        places = np.asarray(frac.values, np.float64).reshape(-1, 3)
+        numbers = np.asarray(species.values, np.int64)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{source} has columns that druse did not write ({error}); write it again") from error
+    said = {name: column for name, column in columns.items() if isinstance(column, np.ndarray) and column.ndim == 1}
+    plain = {name: column if column.dtype.kind == "U" else column_of(column.tolist()) for name, column in said.items()}
+    found = checked(Arrays(ids, failures, cells, species.offsets, places, numbers, ()), files, limits)
+    return dataclasses.replace(found, columns=dict(itertools.islice(plain.items(), limits.columns)))

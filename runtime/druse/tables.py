@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ from druse._dependencies import require
 from druse._files import whole_file
 from druse._processes import Processes
 from druse._rows import Row, read_rows
+from druse._structures import understand_row
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.crystals import Crystals
 from druse.errors import InputError
@@ -26,9 +26,8 @@ from druse.lattice import cells_from_parameters, parameters_from_cells, volumes,
 
 __all__ = ["ALIASES", "CrystalTable", "Rejected", "default_cache", "load_table"]
 
-_FORMAT = 2  # of the cache; a change of what is computed must change it
+_FORMAT = 3  # of the cache; a change of what is computed must change it
 _CHUNK = 32
-_LIMIT = 500  # atoms; a structure with more is no crystal of this field
 
 ALIASES = {
     "delta_e": "formation_energy_per_atom",
@@ -129,9 +128,10 @@ def load_table(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CrystalTable:
-    """Read a data set: CSV (also gzipped) or Parquet with a column of CIF, extended XYZ, or a folder of CIF files.
+    """Read a data set: a table with a column of CIF, or any other file or folder of structures that are text.
 
-    A row that cannot be understood is left out and reported in ``rejected``; the run goes on.
+    These are CSV and Parquet, extended XYZ, CIF, POSCAR, JSON of pymatgen or ASE, and zip archives and folders of CIF
+    and POSCAR. A row that cannot be understood is left out and reported in ``rejected``; the run goes on.
 
     Args:
         path: file or folder.
@@ -171,36 +171,24 @@ def _understand_chunk(work: tuple[list[Row], bool]) -> list[Any]:
 
 
 def _understand(row: Row, niggli: bool) -> Any:
-    """``(frac, cell, atomic numbers)`` of a row, or why not, as text."""
-    from pymatgen.core import Structure
-    from pymatgen.io.ase import AseAtomsAdaptor
-
+    """An `Understood` in standard orientation, or why there is none, as text."""
+    found = understand_row(row)
+    if isinstance(found, str):
+        return found
+    cell, frac = found.cell, found.frac
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if row.format == "cif":
-                structure = Structure.from_str(row.text, fmt="cif")
-            else:
-                from ase.io import read
+        if niggli:
+            from pymatgen.core import Structure
 
-                atoms: Any = read(io.StringIO(row.text), format="extxyz")
-                structure = AseAtomsAdaptor.get_structure(atoms)
-            if len(structure) > _LIMIT:
-                return f"{len(structure)} atoms, more than {_LIMIT}"
-            if not structure.is_ordered:
-                return "its sites are partly occupied"
-            if niggli:
-                structure = structure.get_reduced_structure()
-            numbers = np.array(structure.atomic_numbers, np.int32)
-            lengths, angles = parameters_from_cells(structure.lattice.matrix[None])
-            cell = cells_from_parameters(lengths, angles)[0]
-            frac = wrap(structure.frac_coords)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                reduced = Structure(cell, found.species.tolist(), frac).get_reduced_structure()
+            cell, frac = reduced.lattice.matrix, reduced.frac_coords
+        lengths, angles = parameters_from_cells(cell[None])
+        return found._replace(cell=cells_from_parameters(lengths, angles)[0], frac=wrap(frac))
     except Exception as error:
         text = str(error).strip().splitlines()
         return f"{type(error).__name__}: {text[0] if text else 'no reason given'}"
-    if not (np.isfinite(frac).all() and np.isfinite(cell).all()):
-        return "its coordinates or cell are not finite"
-    return frac, cell, numbers
 
 
 def _number(value: Any) -> float:
@@ -241,15 +229,15 @@ def _assemble(rows: list[Row], found: list[Any]) -> CrystalTable:
     if not good:
         first = f"; the first, {rejected[0].id}: {rejected[0].reason}" if rejected else ""
         raise InputError(f"none of {len(rows)} rows could be read{first}")
-    sizes = np.array([len(found[k][2]) for k in good])
+    sizes = np.array([len(found[k].species) for k in good])
     crystals = Crystals(
-        np.concatenate([found[k][0] for k in good]),
-        np.stack([found[k][1] for k in good]),
+        np.concatenate([found[k].frac for k in good]),
+        np.stack([found[k].cell for k in good]),
         np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
-        np.concatenate([found[k][2] for k in good]),
+        np.concatenate([found[k].species for k in good]),
     )
-    properties = _properties([rows[k].columns for k in good], sizes)
-    return CrystalTable(crystals, tuple(rows[k].id for k in good), properties, rejected)
+    properties = _properties([{**found[k].facts, **rows[k].columns} for k in good], sizes)
+    return CrystalTable(crystals, tuple(found[k].id or rows[k].id for k in good), properties, rejected)
 
 
 def _fingerprint(rows: list[Row], niggli: bool) -> str:

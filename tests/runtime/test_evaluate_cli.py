@@ -100,12 +100,12 @@ def test_table(
         (
             "none.csv",
             None,
-            "none.csv does not exist; give a CSV, Parquet or extended XYZ file",
+            "none.csv does not exist; give a file or folder of crystals",
         ),
         (
             "made.txt",
             "x",
-            "made.txt is of no known kind; known are .csv, .csv.gz, .parquet",
+            "made.txt is of no known kind; known are .csv, .parquet, .extxyz",
         ),
         ("run/run.json", "{}", "run.json cannot be used"),
     ],

@@ -187,7 +187,7 @@ def test_filters(tmp_path: Path) -> None:
         ("table.csv", "a,b\n1,2\n", "no column of structures"),
         ("table.csv", "id,cif\nx,nonsense\n", "none of 1 rows"),
         ("table.csv", "", "no column of structures"),
-        ("table.csv.gz", "id,cif\nx,nonsense\n", r"table\.csv\.gz is broken, or no CSV: Not a gzipped file"),
+        ("table.csv.gz", "id,cif\nx,nonsense\n", r"table\.csv\.gz is broken: Not a gzipped file"),
         ("table.parquet", "id,cif\nx,nonsense\n", r"table\.parquet is broken, or no Parquet"),
     ],
 )

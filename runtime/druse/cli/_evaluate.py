@@ -35,11 +35,14 @@ def evaluate(
     crystals: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_FILE", help="Folder of a run; CSV, Parquet or extended XYZ; or a folder of CIF files."
+            metavar="RUN_OR_FILE", help="Folder of a run or another command; any file or folder of crystals."
         ),
     ],
     reference: Annotated[
-        Path, typer.Option(help="Real crystals, such as a test set: a file as above.", show_default=False)
+        Path,
+        typer.Option(
+            help="Real crystals, such as a test set: a table with CIF, or any text of structures.", show_default=False
+        ),
     ],
     cutoffs: Annotated[CutoffsOf, typer.Option(help="Of coverage: CDVAE's for this data set.")] = CutoffsOf.mp20,
     coverage: Annotated[
@@ -87,10 +90,11 @@ def evaluate(
 
 def _read(path: Path, jobs: int, progress: Callable[[int, int], None]) -> tuple[Any, list[str], list[Any]]:
     """Generated crystals, the names of all, and those that are no crystals, whose names come last."""
+    from druse.candidates import Entries, read_entries
     from druse.crystals import Crystals
     from druse.graphs import STOPPED, describe_status
     from druse.runs import Run
-    from druse.tables import Rejected, load_table
+    from druse.tables import Rejected
 
     if (path / "run.json").is_file():
         parts = list(Run.open(path).generated())
@@ -104,9 +108,14 @@ def _read(path: Path, jobs: int, progress: Callable[[int, int], None]) -> tuple[
         ]
         made = Crystals.concatenate(part.take(np.flatnonzero(part.ok)) for part in parts)
         return made, [*good, *(row.id for row in failed)], failed
-    table = load_table(path, niggli=False, n_jobs=jobs, progress=progress)
-    rejected = [Rejected(row.id, f"could not be read: {row.reason}") for row in table.rejected]
-    return table.crystals, [*table.ids, *(row.id for row in rejected)], rejected
+    entries = Entries.concatenate(read_entries([path], n_jobs=jobs, progress=lambda done: progress(done, done)))
+    bad = np.flatnonzero(~entries.ok)
+    if len(bad) == len(entries):
+        first = f"; the first, {entries.ids[0]}: {entries.failures[0]}" if len(bad) else ""
+        raise InputError(f"none of {len(bad)} entries of {path} could be read{first}")
+    rejected = [Rejected(entries.ids[k], f"could not be read: {entries.failures[k]}") for k in bad]
+    read = entries.take(np.flatnonzero(entries.ok))
+    return read.crystals, [*read.ids, *(row.id for row in rejected)], rejected
 
 
 def _print(found: Any, console: Console) -> None:

@@ -1,0 +1,171 @@
+"""Entries of a source: crystals and failures with what is said of them, checked against the limits."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from druse._array_sources import Arrays
+from druse._limits import Limits, Row
+from druse._structures import faults
+from druse.crystals import Crystals
+from druse.tables import ALIASES
+
+__all__ = ["NOTHING", "OWN_COLUMNS", "Entries", "Piece", "checked", "column_of", "columns_of", "facts_of", "shown"]
+
+NOTHING = Crystals(np.zeros((0, 3)), np.zeros((1, 3, 3)), np.array([0, 0]), np.zeros(0, np.int32))
+"""A crystal that is none, for an entry with a failure."""
+
+OWN_COLUMNS = ("id", "file", "failure", "cell", "species", "frac")
+"""Columns of a file of entries that are no columns of the entries."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Consecutive entries of the sources, good and bad.
+
+    Attributes:
+        first: number of the first one, over all sources.
+        files: of each entry the file or folder that it is from.
+        ids: of each entry its name, as its source has it; not always unique.
+        failures: for each entry why it is no crystal; empty where it is one.
+        crystals: one for each entry, in the cell of its source; without atoms where there is a failure.
+        columns: what the source says of each entry, by name: float64 (NaN where it says nothing) or text (then empty).
+    """
+
+    first: int
+    files: tuple[str, ...]
+    ids: tuple[str, ...]
+    failures: tuple[str, ...]
+    crystals: Crystals
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """``[entries]``: which are crystals."""
+        return np.array([not failure for failure in self.failures], bool)
+
+    def take(self, indices: Any) -> "Entries":
+        """The entries of an array of indices, in that order; ``first`` stays."""
+        chosen = np.arange(len(self))[np.asarray(indices)]
+        return Entries(
+            self.first,
+            tuple(self.files[k] for k in chosen),
+            tuple(self.ids[k] for k in chosen),
+            tuple(self.failures[k] for k in chosen),
+            self.crystals.take(chosen),
+            {name: column[chosen] for name, column in self.columns.items()},
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["Entries"]) -> "Entries":
+        """One of several, in order; a column that some lack is missing there."""
+        found = list(parts)
+        names = dict.fromkeys(name for part in found for name in part.columns)
+        return cls(
+            found[0].first if found else 0,
+            tuple(itertools.chain.from_iterable(part.files for part in found)),
+            tuple(itertools.chain.from_iterable(part.ids for part in found)),
+            tuple(itertools.chain.from_iterable(part.failures for part in found)),
+            Crystals.concatenate(part.crystals for part in found),
+            {
+                name: _joined([part.columns.get(name) for part in found], [len(part) for part in found])
+                for name in names
+            },
+        )
+
+
+class Piece(NamedTuple):
+    """Consecutive entries that nobody has looked into yet; it travels to another process.
+
+    Attributes:
+        first: number of the first entry, over all sources.
+        source: file or folder.
+        rows: one for each entry, not understood; or `Entries` where the source has arrays.
+    """
+
+    first: int
+    source: str
+    rows: tuple[Row, ...] | Entries
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self) -> list["Piece"]:
+        """One piece for each entry."""
+        if isinstance(self.rows, Entries):
+            return [Piece(self.first + k, self.source, self.rows.take([k])) for k in range(len(self))]
+        return [Piece(self.first + k, self.source, (row,)) for k, row in enumerate(self.rows)]
+
+
+def checked(arrays: Arrays, files: tuple[str, ...], limits: Limits) -> Entries:
+    """Entries of which those that cannot be crystals are without atoms."""
+    found = faults(arrays.cells, arrays.offsets, arrays.frac, arrays.species, limits)
+    failures = tuple(shown(failure or fault) for failure, fault in zip(arrays.failures, found, strict=True))
+    good = np.array([not failure for failure in failures], bool)
+    n_atoms = np.diff(arrays.offsets)
+    atoms = np.repeat(good, n_atoms)
+    crystals = Crystals(
+        arrays.frac[atoms],
+        np.where(good[:, None, None], arrays.cells, 0.0),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(np.where(good, n_atoms, 0))]),
+        arrays.species[atoms].astype(np.int32),
+    )
+    columns = columns_of([facts_of(facts, limits) for facts in arrays.columns], limits)
+    return Entries(0, files, tuple(map(shown, arrays.ids)), failures, crystals, columns)
+
+
+def shown(text: str) -> str:
+    """A name or reason from outside as one line that a terminal and any file can show."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:300])
+
+
+def facts_of(said: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """Numbers and short texts, by Druse's names."""
+    facts: dict[str, Any] = {}
+    for name, value in said.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        if name in OWN_COLUMNS or len(name) > limits.value or not isinstance(plain, str | int | float):
+            continue
+        if not isinstance(plain, str):
+            facts[shown(name)] = plain
+        elif len(plain) <= limits.value:
+            facts[shown(name)] = plain.encode("utf-8", "replace").decode()  # half a character cannot be written
+    for alias, name in ALIASES.items():
+        if alias in facts:
+            value = facts.pop(alias)
+            facts[name] = value if facts.get(name) in (None, "") else facts[name]
+    return facts
+
+
+def columns_of(facts: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for one in facts for name in one)
+    return {name: column_of([one.get(name) for one in facts]) for name in itertools.islice(names, limits.columns)}
+
+
+def column_of(values: Sequence[Any]) -> np.ndarray:
+    """Numbers where all that is there are numbers, else text."""
+    try:
+        return np.array([np.nan if value in (None, "") else float(value) for value in values], np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array(["" if value is None else str(value) for value in values], str)
+
+
+def _joined(columns: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:
+    present = [column for column in columns if column is not None]
+    if any(column.dtype.kind == "U" for column in present):
+        parts = [
+            np.full(n, "", str) if column is None
+            else column if column.dtype.kind == "U"
+            else np.array(["" if np.isnan(value) else str(value) for value in column], str)
+            for column, n in zip(columns, lengths, strict=True)
+        ]  # fmt: skip
+        return np.concatenate(parts)
+    return np.concatenate(
+        [np.full(n, np.nan) if column is None else column for column, n in zip(columns, lengths, strict=True)]
+    )
