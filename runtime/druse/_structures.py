@@ -185,7 +185,7 @@ def _extxyz(text: str, limits: Limits) -> Understood:
     lines = text.splitlines()
     n_atoms = int(lines[0])
     _counted(n_atoms, limits)
-    facts: dict[str, Any] = dict(key_val_str_to_dict(lines[1])) if lines[1].strip() else {}  # type: ignore[no-untyped-call]
+    facts: dict[str, Any] = dict(key_val_str_to_dict(lines[1])) if lines[1].strip() else {}
     if "Lattice" not in facts:
         raise InputError("it has no cell (Lattice)")
     _periodic(facts.pop("pbc", True))
