@@ -33,6 +33,7 @@ class Entries:
         failures: for each entry why it is no crystal; empty where it is one.
         crystals: one for each entry, in the cell of its source; without atoms where there is a failure.
         columns: what the source says of each entry, by name: float64 (NaN where it says nothing) or text (then empty).
+        seconds: that it took to make crystals of what the sources hold.
     """
 
     first: int
@@ -41,6 +42,7 @@ class Entries:
     failures: tuple[str, ...]
     crystals: Crystals
     columns: Mapping[str, np.ndarray]
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +54,8 @@ class Entries:
 
     def take(self, indices: Any) -> "Entries":
         """The entries of an array of indices, in that order; ``first`` stays."""
-        chosen = np.arange(len(self))[np.asarray(indices)]
+        wanted = np.asarray(indices)
+        chosen = np.arange(len(self))[wanted if wanted.size else wanted.astype(np.int64)]
         return Entries(
             self.first,
             tuple(self.files[k] for k in chosen),
@@ -77,6 +80,7 @@ class Entries:
                 name: _joined([part.columns.get(name) for part in found], [len(part) for part in found])
                 for name in names
             },
+            sum((part.seconds for part in found), 0.0),
         )
 
 

@@ -132,7 +132,7 @@ class _Work:
         n = len(entries)
         self._refused = [READ if failure else "" for failure in entries.failures]
         self._verdicts = [Verdict(failure, math.nan) for failure in entries.failures]
-        self.seconds = {rule.name: 0.0 for rule in rules.single} | {MODELS: 0.0}
+        self.seconds = {READ: entries.seconds, MODELS: 0.0} | {rule.name: 0.0 for rule in rules.single}
         self._columns: dict[str, np.ndarray] = {}
         for name, column in entries.columns.items():
             if name in _OURS:

@@ -19,7 +19,8 @@ from druse.errors import DruseError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT["SPGLIB_WARNING"] = "OFF"  # it prints of crystals for which it finds another way
 
 
 class Processes:
@@ -110,7 +111,7 @@ class Processes:
         require("loky", purpose=f"{self._purpose} in several processes", extra="evaluate")
         from loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(n, env=_ONE_THREAD, initializer=_leave_with, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(n, env=_ENVIRONMENT, initializer=_leave_with, initargs=(os.getpid(),))
 
 
 def _leave_with(caller: int) -> None:

@@ -10,6 +10,7 @@ is an entry with a failure.
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def understand(piece: Piece, *, seconds: float | None = None, limits: Limits = L
     """
     if isinstance(piece.rows, Entries):
         return dataclasses.replace(piece.rows, first=piece.first)
+    clock = time.perf_counter()
     found = [_timely(row, seconds, limits) for row in piece.rows]
     good = [one if isinstance(one, Understood) else None for one in found]
     facts = [facts_of({**one.facts, **row.columns}, limits) if one else facts_of(row.columns, limits)
@@ -91,6 +93,7 @@ def understand(piece: Piece, *, seconds: float | None = None, limits: Limits = L
             for one in good
         ),
         columns_of(facts, limits),
+        time.perf_counter() - clock,
     )  # fmt: skip
 
 

@@ -377,6 +377,13 @@ def all_sources(folder: Path) -> list[Path]:
     return [folder / name for name in ("a.csv", "b.extxyz", "c.parquet", "d.json")]
 
 
+def test_none_of_them_can_be_taken() -> None:
+    copper = Crystals(np.zeros((1, 3)), np.eye(3)[None], np.array([0, 1]), np.array([29], np.int32))
+    structures = Entries(0, ("a",), ("b",), ("",), copper, {})
+    for none in ([], range(0), np.zeros(0), np.zeros(1, bool)):
+        assert len(structures.take(none)) == 0
+
+
 def test_pieces_are_the_same_each_time_and_travel(tmp_path: Path) -> None:
     sources = all_sources(tmp_path)
     first, second = list(pieces(sources, size=2)), list(pieces(sources, size=2))
