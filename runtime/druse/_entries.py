@@ -13,7 +13,18 @@ from druse._structures import faults
 from druse.crystals import Crystals
 from druse.tables import ALIASES
 
-__all__ = ["NOTHING", "OWN_COLUMNS", "Entries", "Piece", "checked", "column_of", "columns_of", "facts_of", "shown"]
+__all__ = [
+    "NOTHING",
+    "OWN_COLUMNS",
+    "Entries",
+    "Piece",
+    "checked",
+    "column_of",
+    "columns_of",
+    "facts_of",
+    "shown",
+    "writable",
+]
 
 NOTHING = Crystals(np.zeros((0, 3)), np.zeros((1, 3, 3)), np.array([0, 0]), np.zeros(0, np.int32))
 """A crystal that is none, for an entry with a failure."""
@@ -121,12 +132,17 @@ def checked(arrays: Arrays, files: tuple[str, ...], limits: Limits) -> Entries:
         arrays.species[atoms].astype(np.int32),
     )
     columns = columns_of([facts_of(facts, limits) for facts in arrays.columns], limits)
-    return Entries(0, files, tuple(map(shown, arrays.ids)), failures, crystals, columns)
+    return Entries(0, files, tuple(map(writable, arrays.ids)), failures, crystals, columns)
 
 
-def shown(text: str) -> str:
-    """A name or reason from outside as one line that a terminal and any file can show."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text[:300])
+def shown(reason: str) -> str:
+    """A reason, with what it quotes from outside, as one line that a terminal can show."""
+    return "".join(sign if sign.isprintable() else "?" for sign in reason[:300])
+
+
+def writable(text: str) -> str:
+    """A text from outside, without the halves of characters that no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def facts_of(said: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
@@ -137,9 +153,9 @@ def facts_of(said: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         if name in OWN_COLUMNS or len(name) > limits.value or not isinstance(plain, str | int | float):
             continue
         if not isinstance(plain, str):
-            facts[shown(name)] = plain
+            facts[writable(name)] = plain
         elif len(plain) <= limits.value:
-            facts[shown(name)] = plain.encode("utf-8", "replace").decode()  # half a character cannot be written
+            facts[writable(name)] = writable(plain)
     for alias, name in ALIASES.items():
         if alias in facts:
             value = facts.pop(alias)

@@ -18,7 +18,7 @@ class Limits:
         shortest, longest: edges of a cell, in Angstrom.
         flatness: volume of a cell over the product of its edges, at least.
         columns: names of columns in one piece; more are left out.
-        value: characters of a text in a column; a longer one is left out.
+        value: characters of a name, which is cut, and of a text in a column, which is left out where it is longer.
         depth: brackets inside brackets, in JSON.
         expansion: bytes that come out of a compressed file or member, over those that it has.
         expanded: bytes that come out of one compressed file or archive.

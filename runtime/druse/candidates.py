@@ -19,7 +19,18 @@ import numpy as np
 
 from druse._array_sources import Arrays, ase_arrays, torch_arrays
 from druse._columns import Ragged, column_names, read_column_batches, write_columns
-from druse._entries import NOTHING, OWN_COLUMNS, Entries, Piece, checked, column_of, columns_of, facts_of, shown
+from druse._entries import (
+    NOTHING,
+    OWN_COLUMNS,
+    Entries,
+    Piece,
+    checked,
+    column_of,
+    columns_of,
+    facts_of,
+    shown,
+    writable,
+)
 from druse._limits import LIMITS, Limits, Row
 from druse._processes import Processes, time_limit
 from druse._rows import read_rows
@@ -81,10 +92,11 @@ def understand(piece: Piece, *, seconds: float | None = None, limits: Limits = L
     good = [one if isinstance(one, Understood) else None for one in found]
     facts = [facts_of({**one.facts, **row.columns}, limits) if one else facts_of(row.columns, limits)
              for row, one in zip(piece.rows, good, strict=True)]  # fmt: skip
+    names = [(one.id if one else "") or row.id for row, one in zip(piece.rows, good, strict=True)]
     return Entries(
         piece.first,
         (piece.source,) * len(found),
-        tuple(shown((one.id if one else "") or row.id) for row, one in zip(piece.rows, good, strict=True)),
+        tuple(writable(name)[: limits.value] for name in names),
         tuple("" if isinstance(one, Understood) else shown(one) for one in found),
         Crystals.concatenate(
             NOTHING if one is None else Crystals(
@@ -123,7 +135,7 @@ def understood(
     def killed(piece: Piece) -> Any:
         if len(piece) > 1:
             return join(list(processes.map(function, piece.split(), killed=killed)))
-        name = piece.rows.ids[0] if isinstance(piece.rows, Entries) else shown(piece.rows[0].id)
+        name = piece.rows.ids[0] if isinstance(piece.rows, Entries) else writable(piece.rows[0].id)
         reason = "the process that worked on it was killed"
         refused = Entries(piece.first, (piece.source,), (name,), (reason,), NOTHING, {})
         return refused if work is None else work(refused)
