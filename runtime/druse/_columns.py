@@ -27,10 +27,16 @@ class Ragged(NamedTuple):
 
 
 def write_columns(path: Path, columns: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """A Parquet file that appears whole or not at all.
+    """A Parquet file that appears whole or not at all; columns and facts as of `parquet_of`."""
+    content = parquet_of(columns, facts)
+    with whole_file(path, "wb") as file:
+        file.write(content)
+
+
+def parquet_of(columns: Mapping[str, Any], facts: Mapping[str, str]) -> memoryview:
+    """The bytes of a Parquet file.
 
     Args:
-        path: of the file.
         columns: arrays of one axis (numbers, booleans, text) or two (numbers), or `Ragged`, all of the same length.
         facts: kept beside the columns.
     """
@@ -50,8 +56,7 @@ def write_columns(path: Path, columns: Mapping[str, Any], facts: Mapping[str, st
     buffer = io.BytesIO()
     table = pa.table(arrays).replace_schema_metadata({key.encode(): text.encode() for key, text in facts.items()})
     parquet.write_table(table, buffer, compression="zstd", row_group_size=_ROWS)
-    with whole_file(path, "wb") as file:
-        file.write(buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> None:

@@ -60,19 +60,29 @@ def joined(shards: Sequence[range], most: int) -> Iterator[list[range]]:
 class Shards:
     """Shards on their way together: their bins are queued when they are made, and waited for by `results`."""
 
-    def __init__(self, model: Model, request: Request, ranked: Ranked, shards: Sequence[range], work: Work) -> None:
+    def __init__(
+        self,
+        model: Model,
+        request: Request,
+        ranked: Ranked,
+        shards: Sequence[range],
+        work: Work,
+        *,
+        first: int = 0,
+    ) -> None:
         """Begins.
 
         Args:
             model: to generate with.
             request: of the run.
-            ranked: of the whole run.
+            ranked: of the run, from crystal ``first`` on.
             shards: crystals of the run, by number.
             work: threads.
+            first: see ``ranked``.
         """
         masks = request.control.masks(model.manifest.max_atoms, model.manifest.n_species)
         self._shards, rows = shards, np.concatenate([np.arange(shard.start, shard.stop) for shard in shards])
-        self._ids, ranked = rows.astype(np.uint64), ranked.take(rows)
+        self._ids, ranked = rows.astype(np.uint64), ranked.take(rows - first)
         self._ranked = ranked
         z_con, heads = _trajectory.heads_of(model, masks, ranked.values, ranked.z)
         self._start = _trajectory.start(heads, masks, request.control, seed=request.seed, ids=self._ids)

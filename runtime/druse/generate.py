@@ -182,7 +182,13 @@ class Generator:
             yield Ranking(drawn, best)
 
     def sample(
-        self, request: Request, ranked: Ranked, *, shards: list[range] | None = None, progress: Report | None = None
+        self,
+        request: Request,
+        ranked: Ranked,
+        *,
+        shards: Sequence[range] | None = None,
+        first: int = 0,
+        progress: Report | None = None,
     ) -> Iterator[Generated]:
         """Crystals of ranked latents, shard by shard, in order.
 
@@ -190,6 +196,7 @@ class Generator:
             request: of the run.
             ranked: `rank`'s answer, or what was stored of it.
             shards: those that are wanted, of `Request.shards`; None: all.
+            first: number of the crystal that comes from the first row of ``ranked``.
             progress: told how far the wanted shards are.
 
         Raises:
@@ -201,7 +208,7 @@ class Generator:
         try:
             waiting: collections.deque[Shards] = collections.deque()
             for shards in joined(wanted, self.model.together(request.schedule)):
-                waiting.append(Shards(self.model, request, ranked, shards, work))
+                waiting.append(Shards(self.model, request, ranked, shards, work, first=first))
                 if len(waiting) > self.model.ahead:
                     yield from waiting.popleft().results()
             while waiting:

@@ -9,25 +9,29 @@ RUN/
   crystals.extxyz, crystals.cif   the good ones, when all are finished
 ```
 
-One writer at a time: a lock that goes with its process. Reading needs none.
+One writer at a time, or any number that share the work: locks that go with their processes. Reading needs none.
 """
 
 import collections
-import datetime as dt
+import contextlib
+import functools
+import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from druse._columns import Ragged, read_columns, write_columns
 from druse._files import whole_file
-from druse._folders import is_left_over, locked, versions_of
+from druse._folders import is_left_over
 from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
+from druse._run_file import SCHEMA, RunFile, UsedBundle, differences, run_file
+from druse._shares import Share, common, working
+from druse._stored import read_shard, shard_of
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.generate import Generator
@@ -36,52 +40,14 @@ from druse.strategies import RangeWarning
 
 __all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
 
-_SCHEMA = 1
 _RUN, _RANKING, _LATENTS, _SHARDS = "run.json", "ranking.parquet", "latents.parquet", "shards"
 _PIECE = 32_768
 """Latents after which the ranking is stored; or as many as the run has crystals, if that is more to write."""
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow")
+_EXPORTS = ("crystals.extxyz", "crystals.cif")
 
 
-class UsedBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which bundle a run is of.
-
-    Attributes:
-        name: of the file or folder.
-        sha256: of its manifest, and through that of every file.
-        path: where it was; empty for the one that comes with Druse.
-    """
-
-    name: str
-    sha256: str
-    path: str = ""
-
-
-class RunFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``run.json``.
-
-    Attributes:
-        schema: version of the folder's format.
-        request: what was asked for.
-        bundle: of the generator.
-        n_levels: noise levels of the model.
-        backend, precision: that made the crystals.
-        versions: of what took part, by name.
-        created: when, UTC.
-    """
-
-    schema: int
-    request: Request
-    bundle: UsedBundle
-    n_levels: int
-    backend: str
-    precision: str
-    versions: dict[str, str]
-    created: str
-
-    def __post_init__(self) -> None:
-        if self.n_levels < 1:
-            raise ValueError(f"`n_levels` must be at least 1, got {self.n_levels}")
+Elsewhere = Callable[[Generator, Sequence[int], Ranked, Report | None], Iterator[tuple[int, Any]]]
+"""Computes shards, given by number: each one's number and the bytes of its file, in any order, as they are finished."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,28 +91,30 @@ class Run:
         """
         place = Path(path)
         if (place / _RUN).exists():
-            raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
-        if place.exists() and (not place.is_dir() or any(not is_left_over(path) for path in place.iterdir())):
-            raise InputError(f"{place} is not an empty folder; give another one")
-        generator.check(request)
-        bundle, backend = generator.bundle, generator.model.backend
-        file = RunFile(
-            schema=_SCHEMA,
-            request=request,
-            bundle=UsedBundle(name=bundle.name, sha256=bundle.digest, path=bundle.path),
-            n_levels=len(generator.model.manifest.sigmas),
-            backend=backend.name,
-            precision=backend.precision,
-            versions=versions_of(*_PACKAGES),
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        )
-        content = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
-        place.mkdir(parents=True, exist_ok=True)
-        with locked(place):
-            if (place / _RUN).exists():  # by another process, since it was looked for above
-                raise InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")
-            with whole_file(place / _RUN, "wb") as out:
-                out.write(content)
+            raise _in_use(place)
+        file = run_file(generator, request)
+        if not _begun(place, file):  # by another process, since it was looked for above
+            raise _in_use(place)
+        return cls(place, file)
+
+    @classmethod
+    def begin(cls, path: Any, generator: Generator, request: Request) -> "Run":
+        """A new run; or the one that the folder holds, if it is the same. Any number of processes may come at once.
+
+        Args:
+            path: of a folder that is empty, does not exist, or holds this run.
+            generator: see `create`.
+            request: see `create`.
+
+        Raises:
+            InputError: the folder is in use, it holds another run, or the request cannot be met.
+        """
+        place, file = Path(path), run_file(generator, request)
+        if (place / _RUN).exists() or not _begun(place, file):
+            run = cls.open(place)
+            if others := differences(run.file, file):
+                raise InputError(f"{place} holds a run with {others}; give what it was begun with, or another folder")
+            return run
         return cls(place, file)
 
     @classmethod
@@ -163,8 +131,8 @@ class Run:
             raise InputError(f"{place} holds no run ({_RUN}); make one with druse generate --out {place}") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{place / _RUN} cannot be used: {error}; it may be of another Druse") from error
-        if file.schema != _SCHEMA:
-            raise InputError(f"{place / _RUN} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
+        if file.schema != SCHEMA:
+            raise InputError(f"{place / _RUN} has version {file.schema}, this Druse reads {SCHEMA}; update Druse")
         return cls(place, file)
 
     def generator(self, *, bundle: Any = None, n_threads: int = 0, devices: Sequence[str] = ()) -> Generator:
@@ -190,39 +158,57 @@ class Run:
             )
         return generator
 
-    def finish(self, generator: Generator, *, progress: Report | None = None) -> Summary:
-        """Compute what is missing, and write the two files of crystals.
+    def finish(
+        self,
+        generator: Generator,
+        *,
+        share: Share | None = None,
+        elsewhere: Elsewhere | None = None,
+        progress: Report | None = None,
+    ) -> Summary:
+        """Compute what is missing, and write the two files of crystals; or compute what is missing of a share.
+
+        Args:
+            generator: of this run's bundle, on its backend.
+            share: of the shards; shares are computed side by side by any number of processes that see the folder, and
+                the files of crystals are written by the call without one. None: all shards.
+            elsewhere: computes shards instead of this process; `druse.campaign` has one.
+            progress: told how far the work is.
+
+        Returns:
+            What the run, or the share, came to.
 
         Raises:
-            InputError: another process writes to this run, or a file of it is damaged.
+            InputError: another process does the same work, or a file of the run is damaged.
         """
         model = generator.model
         own = (self.file.bundle.sha256, self.file.backend, self.file.precision)
         if own != (generator.bundle.digest, model.backend.name, model.backend.precision):
             raise InputError(f"{self.path} was begun with another bundle, backend or precision; use `Run.generator`")
         seconds = {}
-        with locked(self.path):
+        with working(self.path, share):
             if Run.open(self.path).file != self.file:
                 raise InputError(f"{self.path} holds another run by now; open it again")
-            self._tidy()
             clock = time.perf_counter()
             ranked = self._latents(generator, progress)
             seconds["latents"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            missing = [rows for k, rows in enumerate(self.shards) if not self._shard(k).exists()]
-            if progress is not None and missing:
-                progress(Progress("crystals", 0.0, sum(map(len, missing))))
-            for rows, crystals in zip(
-                missing, generator.sample(self.request, ranked, shards=missing, progress=progress), strict=True
-            ):
-                self._store(self.shards.index(rows), crystals)
+            self._tidy(share)
+            present = self._present()
+            missing = [k for k in self._numbers(share) if k not in present]
+            if missing:
+                if progress is not None:
+                    progress(Progress("crystals", 0.0, sum(len(self.shards[k]) for k in missing)))
+                for k, content in (elsewhere or self._computed)(generator, missing, ranked, progress):
+                    with whole_file(self._shard(k), "wb") as file:
+                        file.write(content)
             seconds["crystals"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            for name in ("crystals.extxyz", "crystals.cif"):
+            for name in _EXPORTS if share is None else ():
                 if missing or not (self.path / name).exists():
                     self.export(self.path / name)
             seconds["files"] = time.perf_counter() - clock
-        return self.summary(seconds)
+        return self.summary(seconds, share=share)
 
     @property
     def shards(self) -> list[range]:
@@ -232,13 +218,15 @@ class Run:
     @property
     def finished(self) -> int:
         """Crystals that are stored."""
-        return sum(len(rows) for k, rows in enumerate(self.shards) if self._shard(k).exists())
+        present = self._present()
+        return sum(len(rows) for k, rows in enumerate(self.shards) if k in present)
 
-    def generated(self) -> Iterator[Generated]:
-        """The finished shards, in order; failed crystals among them."""
-        for k, rows in enumerate(self.shards):
-            if self._shard(k).exists():
-                yield self._load(k, rows)
+    def generated(self, *, share: Share | None = None) -> Iterator[Generated]:
+        """The finished shards, of a share or of all, in order; failed crystals among them."""
+        shards, present = self.shards, self._present()
+        for k in self._numbers(share):
+            if k in present:
+                yield read_shard(self._shard(k), shards[k], self._advice)
 
     def crystals(self) -> Crystals:
         """Every finished crystal that did not fail."""
@@ -259,10 +247,10 @@ class Run:
         write_named(path, good(), format)
         return n
 
-    def summary(self, seconds: Mapping[str, float] | None = None) -> Summary:
-        """What has been made so far."""
+    def summary(self, seconds: Mapping[str, float] | None = None, *, share: Share | None = None) -> Summary:
+        """What has been made so far, of a share or of all."""
         finished, good, sums = 0, 0, collections.defaultdict[str, float](float)
-        for part in self.generated():
+        for part in self.generated(share=share):
             finished, good = finished + len(part), good + int(part.ok.sum())
             for name, column in part.columns.items():
                 if name.startswith(("changed_", "predicted_")) and column.ndim == 1:
@@ -270,7 +258,7 @@ class Run:
         means = {name: total / finished for name, total in sums.items()}
         changed = grouped_columns(means, "changed_") if self.request.control else {}
         return Summary(
-            count=self.request.count,
+            count=sum(len(self.shards[k]) for k in self._numbers(share)),
             finished=finished,
             good=good,
             changed=changed,
@@ -291,13 +279,24 @@ class Run:
     def _latents(self, generator: Generator, progress: Report | None) -> Ranked:
         path, count = self.path / _LATENTS, self.request.count
         if not path.exists():
-            facts = {"druse": self.file.versions.get("druse", "")}
-            write_ranked(path, self._ranked(generator, facts, progress), facts)
-        (self.path / _RANKING).unlink(missing_ok=True)
+            with common(self.path, functools.partial(self._watched, progress)):
+                self._tidy_folder()
+                if not path.exists():  # nor made by a process that was waited for
+                    facts = {"druse": self.file.versions.get("druse", "")}
+                    write_ranked(path, self._ranked(generator, facts, progress), facts)
+                (self.path / _RANKING).unlink(missing_ok=True)
         latents = read_ranked(path, self._advice)
         if len(latents.cost) != count:
             raise InputError(f"{path} has {len(latents.cost)} latents, not {count}; delete it and the shards")
         return latents
+
+    def _watched(self, progress: Report | None) -> None:
+        """How far another process has ranked, as far as it has stored that."""
+        total, drawn = self.request.count * self.request.oversample, 0
+        with contextlib.suppress(InputError):
+            drawn = read_ranking(self.path / _RANKING, self.request.count, total, self._advice).drawn
+        if progress is not None:
+            progress(Progress("latents", drawn, total))
 
     def _ranked(self, generator: Generator, facts: Mapping[str, str], progress: Report | None) -> Ranked:
         """The best of all latents; what an interrupted process has ranked of them is not ranked again."""
@@ -322,38 +321,55 @@ class Run:
     def _shard(self, k: int) -> Path:
         return self.path / _SHARDS / f"{k:05d}.parquet"
 
-    def _store(self, k: int, crystals: Generated) -> None:
-        columns: dict[str, Any] = {
-            "id": crystals.ids,
-            "status": crystals.status,
-            "cell": crystals.cells.reshape(-1, 9),
-            "species": Ragged(crystals.species, crystals.offsets),
-            "frac": Ragged(crystals.frac.reshape(-1), 3 * crystals.offsets),
-            **crystals.columns,
-        }
-        write_columns(self._shard(k), columns, {"cell": "row vectors, Angstrom", "frac": "x y z of each atom"})
+    def _numbers(self, share: Share | None) -> list[int]:
+        """Of the shards of a share."""
+        return [k for k in range(len(self.shards)) if share is None or share.has(k)]
 
-    def _load(self, k: int, rows: range) -> Generated:
-        path = self._shard(k)
-        columns = read_columns(path, self._advice)
-        try:
-            ids, status, cell = columns.pop("id"), columns.pop("status"), columns.pop("cell")
-            species, frac = columns.pop("species"), columns.pop("frac")
-            if not np.array_equal(ids, np.arange(rows.start, rows.stop)):
-                raise InputError(f"crystals {rows.start} to {rows.stop - 1} expected")
-            return Generated(
-                frac.values.reshape(-1, 3),
-                cell.reshape(-1, 3, 3),
-                species.offsets,
-                species.values,
-                ids,
-                status,
-                columns,
-            )
-        except (KeyError, AttributeError, ValueError) as error:
-            raise InputError(f"{path} is not this run's ({error}); {self._advice}") from error
+    def _present(self) -> set[int]:
+        """Numbers of the shards that are stored."""
+        return {int(path.stem) for path in (self.path / _SHARDS).glob("[0-9]*.parquet")}
 
-    def _tidy(self) -> None:
-        """Remove what a killed writer left unfinished."""
-        for part in [*self.path.glob(".*.part"), *(self.path / _SHARDS).glob(".*.part")]:
+    def _computed(
+        self, generator: Generator, missing: Sequence[int], ranked: Ranked, progress: Report | None
+    ) -> Iterator[tuple[int, memoryview]]:
+        shards = self.shards
+        wanted = [shards[k] for k in missing]
+        for k, crystals in zip(
+            missing, generator.sample(self.request, ranked, shards=wanted, progress=progress), strict=True
+        ):
+            yield k, shard_of(crystals)
+
+    def _tidy(self, share: Share | None) -> None:
+        """Remove what a killed writer left unfinished of a share; other shares' processes may be writing."""
+        if share is None:
+            with common(self.path):
+                self._tidy_folder()
+                (self.path / _RANKING).unlink(missing_ok=True)  # the latents are there
+        for part in (self.path / _SHARDS).glob(".*.part"):
+            match = re.match(r"\.(\d+)\.parquet\.", part.name)
+            if share is None or (match and share.has(int(match[1]))):
+                part.unlink(missing_ok=True)
+
+    def _tidy_folder(self) -> None:
+        for part in self.path.glob(".*.part"):
             part.unlink(missing_ok=True)
+
+
+def _begun(place: Path, file: RunFile) -> bool:
+    """Whether this process has begun the run; if not, another one has."""
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place} is not an empty folder; give another one")
+    place.mkdir(parents=True, exist_ok=True)
+    others = [path.name for path in place.iterdir() if not is_left_over(path)]
+    if others and _RUN not in others:
+        raise InputError(f"{place} is not an empty folder; give another one")
+    with common(place):
+        if (place / _RUN).exists():
+            return False
+        with whole_file(place / _RUN, "wb") as out:
+            out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+    return True
+
+
+def _in_use(place: Path) -> InputError:
+    return InputError(f"{place} holds a run; go on with it by druse resume {place}, or give another folder")

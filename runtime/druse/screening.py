@@ -20,7 +20,6 @@ import dataclasses
 import datetime as dt
 import functools
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +29,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from druse._arrays import Int64
 from druse._columns import append_columns, read_facts
 from druse._dependencies import require
 from druse._files import whole_file
-from druse._folders import is_left_over, locked, versions_of
-from druse._judge import MODELS, READ, Judge, Judged, Verdict, column_names, judge_of, open_models
+from druse._folders import is_left_over, versions_of
+from druse._in_memory import Screened, screen
+from druse._judge import MODELS, READ, Judged, Verdict, column_names, judge_of, open_models
 from druse._processes import Processes
 from druse._screened import (
     Funnel,
@@ -51,9 +50,9 @@ from druse._screened import (
     shortened,
     write_outcome,
 )
+from druse._shares import Share, common, working
 from druse._together import apply, narrowed
 from druse.candidates import PIECE, Entries, Piece, pieces, read_entries, understood, write_entries
-from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.io import write_named
 from druse.rules import NovelRule, RuleSet, kind_of
@@ -68,68 +67,6 @@ _PACKAGES = ("moyopy", "numpy", "onnxruntime", "onnxruntime-gpu", "pymatgen", "p
 _OUTCOME = ("number", "rule", "reason", "value")
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Screened:
-    """What rules say of crystals in memory.
-
-    Attributes:
-        rules: for each crystal the name of the rule that refused it; empty where it survived.
-        verdicts: of that rule: a reason and a number.
-        columns: what was found of each crystal, by name; NaN or empty where it was refused before.
-        survivors: places in the batch, best first where there is a score.
-    """
-
-    rules: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
-    columns: Mapping[str, np.ndarray]
-    survivors: Int64[np.ndarray, "survivors"]
-
-
-def screen(
-    crystals: Crystals,
-    rules: RuleSet,
-    *,
-    columns: Mapping[str, Any] | None = None,
-    n_jobs: int = 1,
-    cache: Path | None = None,
-) -> Screened:
-    """Judge crystals that are in memory; `Screening` does it for any number, in a folder.
-
-    Args:
-        crystals: any batch.
-        rules: to judge by.
-        columns: what is known of each crystal, by name: ``[crystals]`` numbers or text.
-        n_jobs: processes for `UniqueRule` and `NovelRule`; 0 for every core.
-        cache: see `Screening.finish`.
-
-    Raises:
-        InputError: a model or reference cannot be used, or columns are not as long as the batch.
-    """
-    given = {name: np.asarray(column) for name, column in (columns or {}).items()}
-    for name, column in given.items():
-        if column.shape != (len(crystals),):
-            raise InputError(
-                f"`columns` must have {len(crystals)} values each, {name!r} has shape {list(column.shape)}"
-            )
-    n, empty = len(crystals), crystals.n_atoms == 0
-    failures = tuple("it has no atoms" if bad else "" for bad in empty)
-    entries = Entries(0, ("",) * n, tuple(map(str, range(n))), failures, crystals, given)
-    judged = Judge(rules, n_threads=0)(entries)
-    names, verdicts = list(judged.rules), list(judged.verdicts)
-    left, numbers = judged.entries.take(judged.alive), judged.alive
-    with Processes(n_jobs, purpose="screening") as processes:
-        for rule in rules.collective:
-            outcome = apply(rule, left, numbers, processes, lambda *_: None, cache)
-            for place, verdict in outcome.verdicts.items():
-                names[numbers[place]], verdicts[numbers[place]] = rule.name, verdict
-            left, numbers = narrowed(left, numbers, rule, outcome)
-    found = dict(judged.entries.columns)
-    if "score" in left.columns:
-        found["score"] = np.full(n, math.nan)
-        found["score"][numbers] = left.columns["score"]
-    return Screened(tuple(names), tuple(verdicts), found, numbers.astype(np.int64))
 
 
 class Screening:
@@ -156,7 +93,7 @@ class Screening:
             raise InputError("there is nothing to screen; give a run, files or folders of crystals")
         if not 1 <= piece <= 1_000_000:
             raise InputError(f"`piece` must be from 1 to 1,000,000, got {piece}")
-        if place.exists() and not (place / _FILE).exists() and not _is_empty(place):
+        if place.exists() and not _is_empty_or_ours(place):
             raise InputError(f"{place} is not an empty folder; give another one")
         require("pymatgen.core", "smact", "loky", purpose="screening", extra="screen")
         found = [Path(source).resolve() for source in sources]
@@ -175,7 +112,7 @@ class Screening:
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
         place.mkdir(parents=True, exist_ok=True)
-        with locked(place):
+        with common(place):
             if (place / _FILE).exists():
                 before = cls.open(place)
                 if same(before.file, file):
@@ -255,18 +192,45 @@ class Screening:
         if self.finished:
             return self.funnel
         report = progress or _silent
-        with locked(self.path):
+        with self._working(None), Processes(n_jobs, purpose="screening") as processes:
+            if not self.finished:  # nor by a process that was faster
+                self._judge(processes, report, None)
+                outcomes, survivors, numbers = self._together(processes, report, cache)
+                self._write(outcomes, survivors, numbers, report)
+                shutil.rmtree(self.path / _PIECES)
+                shutil.rmtree(self.path / _TOGETHER, ignore_errors=True)
+        return self.funnel
+
+    def judge(self, share: Share, *, n_jobs: int = 0, progress: Report | None = None) -> int:
+        """Judge a share of the pieces by the rules that look at one crystal at a time; `finish` does the rest.
+
+        Shares are judged side by side by any number of processes that see the folder and the sources.
+
+        Args:
+            share: of the pieces.
+            n_jobs: see `finish`.
+            progress: see `Report`.
+
+        Returns:
+            Entries of the share, all of them judged.
+
+        Raises:
+            InputError: another process does the same work, a source has changed, or a file is damaged.
+        """
+        with self._working(share), Processes(n_jobs, purpose="screening") as processes:
+            if self.finished:
+                return sum(len(piece) for piece in self._plan(share))
+            return self._judge(processes, progress or _silent, share)
+
+    @contextlib.contextmanager
+    def _working(self, share: Share | None) -> Iterator[None]:
+        """With the right to work, on sources that are what they were, and without what a killed writer left."""
+        with working(self.path, share):
             for used in (*self.file.sources, *self.file.others):
                 if digest_of(Path(used.path)) != used.sha256:
                     raise InputError(f"{used.path} has changed since the screening began; give another folder")
-            self._tidy()
-            with Processes(n_jobs, purpose="screening") as processes:
-                self._judge(processes, report)
-                outcomes, survivors, numbers = self._together(processes, report, cache)
-            self._write(outcomes, survivors, numbers, report)
-            shutil.rmtree(self.path / _PIECES)
-            shutil.rmtree(self.path / _TOGETHER, ignore_errors=True)
-        return self.funnel
+            self._tidy(share)
+            yield
 
     @property
     def _again(self) -> str:
@@ -275,16 +239,18 @@ class Screening:
     def _piece(self, first: int) -> Path:
         return self.path / _PIECES / f"{first:09d}.parquet"
 
-    def _plan(self) -> Iterator[Piece]:
-        return pieces([used.path for used in self.file.sources], size=self.file.piece)
+    def _plan(self, share: Share | None) -> Iterator[Piece]:
+        """The pieces of a share, or all."""
+        every = enumerate(pieces([used.path for used in self.file.sources], size=self.file.piece))
+        return (piece for k, piece in every if share is None or share.has(k))
 
-    def _judge(self, processes: Processes, report: Report) -> None:
-        """Each piece by the rules that look at one crystal at a time."""
-        total, done = self.file.entries, 0
+    def _judge(self, processes: Processes, report: Report, share: Share | None) -> int:
+        """Each piece by the rules that look at one crystal at a time; how many entries there are."""
+        total, done = sum(map(len, self._plan(share))) if share else self.file.entries, 0
 
         def missing() -> Iterator[Piece]:
             nonlocal done
-            for piece in self._plan():
+            for piece in self._plan(share):
                 if self._piece(piece.first).exists():
                     done += len(piece)
                 else:
@@ -296,6 +262,7 @@ class Screening:
             self._store(judged)
             done += len(judged.entries)
             report("judging", done, total)
+        return total
 
     def _store(self, judged: Judged) -> None:
         entries = judged.entries
@@ -405,9 +372,13 @@ class Screening:
             }
             report("writing", int(number[-1]) + 1, self.file.entries)
 
-    def _tidy(self) -> None:
-        """Remove what a killed writer left unfinished."""
-        for part in self.path.glob("**/.*.part"):
+    def _tidy(self, share: Share | None) -> None:
+        """Remove what a killed writer left unfinished of a share; other shares' processes may be writing."""
+        parts = list(self.path.glob("**/.*.part"))
+        if parts and share is not None:
+            own = tuple(f".{piece.first:09d}.parquet." for piece in self._plan(share))
+            parts = [part for part in parts if part.name.startswith(own)]
+        for part in parts:
             if part.is_dir():
                 shutil.rmtree(part)
             else:
@@ -418,8 +389,9 @@ def _judged(rules: RuleSet, isolated: bool, entries: Entries) -> Judged:
     return judge_of(rules)(entries, isolated=isolated)
 
 
-def _is_empty(place: Path) -> bool:
-    return place.is_dir() and all(is_left_over(entry) for entry in place.iterdir())
+def _is_empty_or_ours(place: Path) -> bool:
+    names = {entry.name for entry in place.iterdir() if not is_left_over(entry)} if place.is_dir() else {""}
+    return not names or _FILE in names
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -47,7 +47,7 @@ def files_in(folder: Path) -> set[str]:
 
 def test_what_a_run_holds(finished: Run, generator: Generator) -> None:
     shards = {f"shards/{k:05d}.parquet" for k in range(4)}
-    assert files_in(finished.path) == {"run.json", "latents.parquet", ".lock", *FILES, *shards}
+    assert files_in(finished.path) == {"run.json", "latents.parquet", ".lock", ".lock-common", *FILES, *shards}
     again = Run.open(finished.path)
     assert again.file == finished.file
     assert again.finished == 20
@@ -139,7 +139,7 @@ def test_a_run_that_is_stopped_while_it_ranks_goes_on_where_it_was(generator: Ge
         with pytest.raises(KeyboardInterrupt):
             run.finish(generator, progress=report)
         assert told[0] == begin
-    assert files_in(run.path) == {"run.json", ".lock", "ranking.parquet"}
+    assert files_in(run.path) == {"run.json", ".lock", ".lock-common", "ranking.parquet"}
     run.finish(generator)
     assert files_in(run.path) == files_in(whole.path)
     assert exported(run) == exported(whole)
@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(bundle_path: Path, tmp_path
     )  # fmt: skip
     assert result.returncode == 1
     assert "latents.parquet: file too large" in result.stderr.replace("\n", "")
-    assert files_in(run.path) == {"run.json", ".lock"}
+    assert files_in(run.path) == {"run.json", ".lock", ".lock-common"}
 
 
 def test_summary(generator: Generator, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ conditions _texts _json_parts _archives _rows _structures tables bravais control
 basis _device _cuda backends schedules noise strategies sampling samplers _prior _gemnet _score _resident _devices
 model _request _descent _trajectory _shards generate io _ranked runs __init__ _torch_file _array_sources _entries
 candidates properties verify _peak _stages bench validity _fingerprints symmetry _mappings _matching duplicates
-novelty evaluate rules _judge _together _screened screening _calculators _fire _relaxing _relaxed_files relax _potcars
+novelty evaluate rules _judge _together _screened _in_memory
+screening _calculators _fire _relaxing _relaxed_files relax _potcars
 _vasp_inputs _vasprun _comparison _vasp_folder _parity dft _reported _population _figures _changes _page _wording
 report campaign _probes doctor cli __main__
 """

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._machines import CPUs, GPUs, Machines, RayAddress, Shard, ShardsPerTask
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.control import Control
 from druse.errors import InputError
@@ -104,11 +105,17 @@ def generate(
     devices: Annotated[str, _how(f"{_DEVICES} Empty: the first.")] = "",
     threads: Annotated[int, _how("0: every core.", min=0)] = 0,
     batch: Annotated[int, _how("Crystals stored together. 0: about a minute's.", min=0)] = 0,
+    shard: Shard = "",
+    ray: RayAddress = "",
+    cpus_per_task: CPUs = 1,
+    gpus_per_task: GPUs = 0.0,
+    shards_per_task: ShardsPerTask = 1,
 ) -> None:
     """Crystals to property targets, in a folder that any interruption leaves whole.
 
     Example: druse generate --target formation_energy_per_atom=-2 --count 32 --out runs/demo
     """
+    machines = Machines.of(shard, ray, cpus_per_task, gpus_per_task, shards_per_task)
     control = Control(
         formula=formula, z=z, elements=_listed(elements), exclude=_listed(exclude), n_atoms=_range(n_atoms),
         crystal_system=crystal_system,
@@ -121,10 +128,10 @@ def generate(
     generator = Generator(bundle, backend=backend, precision=precision, n_threads=threads, devices=_listed(devices))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run = Run.create(out, generator, request)
+        run = (Run.begin if machines.share else Run.create)(out, generator, request)
     for text in dict.fromkeys(str(entry.message) for entry in said):
         console.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    _finish(run, generator, console, as_json)
+    _finish(run, generator, machines, console, as_json)
 
 
 def resume(
@@ -132,18 +139,26 @@ def resume(
     bundle: BundlePath = None,
     threads: Threads = 0,
     devices: Annotated[str, typer.Option(help=f"{_DEVICES} Empty: the first.")] = "",
+    shard: Shard = "",
+    ray: RayAddress = "",
+    cpus_per_task: CPUs = 1,
+    gpus_per_task: GPUs = 0.0,
+    shards_per_task: ShardsPerTask = 1,
     as_json: AsJSON = False,
 ) -> None:
     """Go on with a run or a screening that was interrupted; it gives what it would have given."""
+    machines = Machines.of(shard, ray, cpus_per_task, gpus_per_task, shards_per_task)
     if (run / "screen.json").is_file():
         from druse.cli._screen import finish
         from druse.screening import Screening
 
-        finish(Screening.open(run), threads, as_json)
+        if ray:
+            raise InputError("--ray is for runs; a screening is shared by --shard")
+        finish(Screening.open(run), threads, as_json, machines.share)
         return
     opened = Run.open(run)
     generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))
-    _finish(opened, generator, Console(stderr=True), as_json)
+    _finish(opened, generator, machines, Console(stderr=True), as_json)
 
 
 def export(
@@ -163,25 +178,38 @@ def export(
     typer.echo(f"{n:,} crystals in {out}{rest}")
 
 
-def _finish(run: Run, generator: Generator, console: Console, as_json: bool) -> None:
+def _finish(run: Run, generator: Generator, machines: Machines, console: Console, as_json: bool) -> None:
     with _Bars(console, not as_json) as bars:
         try:
-            summary = run.finish(generator, progress=bars)
+            summary = _finished(run, generator, machines, bars)
         except KeyboardInterrupt:
             bars.__exit__()
+            again = f"druse resume {run.path}" + (f" --shard {machines.share}" if machines.share else "")
             console.print(
                 f"stopped: {run.finished:,} of {run.request.count:,} crystals are finished and stored; go on with "
-                f"[bold]druse resume {escape(str(run.path))}[/]",
+                f"[bold]{escape(again)}[/]",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
             sys.exit(130)
     if as_json:
-        typer.echo(json.dumps({"run": str(run.path), **msgspec.to_builtins(summary)}, indent=2))
+        share = {"share": str(machines.share)} if machines.share else {}
+        typer.echo(json.dumps({"run": str(run.path), **share, **msgspec.to_builtins(summary)}, indent=2))
         return
-    Console().print(_table(run, summary))
+    Console().print(_table(run, summary, machines))
 
 
-def _table(run: Run, summary: Summary) -> Table:
+def _finished(run: Run, generator: Generator, machines: Machines, bars: _Bars) -> Summary:
+    if not machines.ray:
+        return run.finish(generator, share=machines.share, progress=bars)
+    from druse import campaign
+
+    return campaign.finish(
+        run, generator, machines.ray, cpus_per_task=machines.cpus, gpus_per_task=machines.gpus,
+        shards_per_task=machines.shards, progress=bars,
+    )  # fmt: skip
+
+
+def _table(run: Run, summary: Summary, machines: Machines) -> Table:
     seconds, bad = summary.seconds, summary.finished - summary.good
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
@@ -196,7 +224,13 @@ def _table(run: Run, summary: Summary) -> Table:
         rows["changed by the control"] = ", ".join(
             f"{name.replace('n_atoms', 'atom count')} in {share:.0%}" for name, share in summary.changed.items()
         )
-    rows["files"] = f"{run.path}/crystals.extxyz and {run.path}/crystals.cif"
+    if machines.share:
+        first = f"share {machines.share}"
+        rows = {first: f"{summary.finished:,} of {summary.count:,} crystals are finished", **rows}
+        rows["whole run"] = f"{run.finished:,} of {run.request.count:,} crystals are finished"
+        rows["when all shares are"] = f"druse resume {run.path}, which writes the files of crystals"
+    else:
+        rows["files"] = f"{run.path}/crystals.extxyz and {run.path}/crystals.cif"
     for name, text in rows.items():
         grid.add_row(escape(name), escape(text))
     return grid

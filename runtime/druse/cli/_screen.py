@@ -12,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from druse._shares import Share
 from druse.cli._counting import counting
+from druse.cli._machines import Shard
 from druse.errors import InputError
 
 _REASONS_SHOWN = 3
@@ -35,6 +37,7 @@ def screen(
     jobs: Jobs = 0,
     piece: Annotated[int, typer.Option(help="Crystals judged together, and stored when they are.", min=1)] = 256,
     example: Annotated[bool, typer.Option("--example", help="Print a file of rules to begin with, and leave.")] = False,
+    shard: Shard = "",
     as_json: AsJSON = False,
 ) -> None:
     """Choose crystals by rules: geometry, composition, properties, symmetry, uniqueness, novelty, a score.
@@ -56,28 +59,49 @@ def screen(
     chosen = default_rules() if rules is None else read_rules(rules)
     more = tuple(str(path.resolve()) for path in model or ())
     chosen = msgspec.structs.replace(chosen, models=(*chosen.models, *more))
-    finish(Screening.begin(out, sources, chosen, piece=piece), jobs, as_json)
+    share = Share.parse(shard) if shard else None
+    finish(Screening.begin(out, sources, chosen, piece=piece), jobs, as_json, share)
 
 
-def finish(screening: Any, jobs: int, as_json: bool) -> None:
-    """Go on with a screening to its end, and print what it came to."""
+def finish(screening: Any, jobs: int, as_json: bool, share: Share | None) -> None:
+    """Go on with a screening, or a share of it, to its end, and print what it came to."""
     from druse.tables import default_cache
 
+    judged = 0
     try:
         with counting(wanted=not as_json) as progress:
-            funnel = screening.finish(n_jobs=jobs, progress=progress, cache=default_cache() / "references")
+            if share:
+                judged = screening.judge(share, n_jobs=jobs, progress=progress)
+            else:
+                screening.finish(n_jobs=jobs, progress=progress, cache=default_cache() / "references")
     except KeyboardInterrupt:
+        again = f"druse resume {screening.path}" + (f" --shard {share}" if share else "")
         Console(stderr=True).print(
-            f"stopped; what is judged is stored. Go on with [bold]druse resume {escape(str(screening.path))}[/]",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"stopped; what is judged is stored. Go on with [bold]{escape(again)}[/]", highlight=False, soft_wrap=True
+        )
         sys.exit(130)
+    if share:
+        _print_share(screening, share, judged, as_json)
+        return
+    funnel = screening.funnel
     if as_json:
         content = {"screening": str(screening.path), **msgspec.to_builtins(funnel), "seconds": screening.seconds}
         typer.echo(json.dumps(content, indent=2))
         return
     console = Console()
     _print(screening, funnel, console if console.is_terminal else Console(width=160))
+
+
+def _print_share(screening: Any, share: Share, judged: int, as_json: bool) -> None:
+    entries = screening.file.entries
+    if as_json:
+        content = {"screening": str(screening.path), "share": str(share), "judged": judged, "entries": entries}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    typer.echo(
+        f"share {share}: its {judged:,} of {entries:,} entries are judged, each by itself; when all shares are, "
+        f"druse resume {screening.path} does the rest"
+    )
 
 
 def _print(screening: Any, funnel: Any, console: Console) -> None:
