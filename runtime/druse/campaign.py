@@ -15,6 +15,7 @@ import functools
 import logging
 import math
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _AHEAD = 2  # tasks in flight for each that can run, so that no worker waits for the driver
 _LOOK = 1.0  # seconds after which the size of the cluster is looked at again
+_CONNECT = 10.0  # seconds for a cluster's head to answer
 _SHOWN = 8  # shards that an error names
 _USAGE = "RAY_USAGE_STATS_ENABLED"
 
@@ -189,14 +191,14 @@ def _connected(address: str) -> Iterator[None]:
         return
     before = os.environ.get(_USAGE)
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdecimal() and "://" not in address:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT).close()
         os.environ.setdefault(_USAGE, "0")  # what is started here tells nobody of it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what will change in Ray
-            ray.init(
-                address=address, log_to_driver=False, include_dashboard=False, configure_logging=True,
-                logging_level=logging.ERROR,
-            )  # fmt: skip
-    except (OSError, RuntimeError, ValueError) as error:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise InputError(
             f"there is no Ray cluster to be had at {address} ({_first_line(error)}); start one (ray start --head), or "
             "give --ray local"

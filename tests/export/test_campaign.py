@@ -179,6 +179,20 @@ def test_workers_do_not_need_the_bundle_s_place(cluster: None, whole: Run, bundl
     assert contents(run.path) == contents(whole.path)
 
 
+def test_where_all_tasks_fail_not_all_are_tried(cluster: None, bundle_path: Path, tmp_path: Path) -> None:
+    generator = Generator(bundle_path)
+    generator.bundle.digest = generator.model.bundle.digest = "0" * 64
+    run = Run.create(tmp_path / "run", generator, msgspec.structs.replace(REQUEST, count=200, batch=1, oversample=1))
+    with pytest.raises(DruseError, match=r"200 crystals .* \(shards 0, 1, 2, 3: a worker has another bundle than"):
+        campaign.finish(run, generator, "auto")
+
+
+def test_a_worker_with_other_packages_refuses() -> None:
+    other = tuple(text for text in campaign._versions() if not text.startswith("numpy"))
+    with pytest.raises(InputError, match=r"a worker has numpy .* where the driver has numpy 0.1; install the same on"):
+        campaign._opened(campaign._Model("0", "ort-cpu", "fp32", 1, (*other, "numpy 0.1")))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"cpus_per_task": 0}, "at least 1 CPU"), ({"gpus_per_task": -1.0}, "at least 1 CPU"), ({"retries": -1}, "got")],
