@@ -38,7 +38,7 @@ from druse.generate import Generator
 from druse.io import Named, named, text_of, write_named
 from druse.strategies import RangeWarning
 
-__all__ = ["Run", "RunFile", "Summary", "UsedBundle"]
+__all__ = ["Run", "RunFile", "Share", "Summary", "UsedBundle"]
 
 _RUN, _RANKING, _LATENTS, _SHARDS = "run.json", "ranking.parquet", "latents.parquet", "shards"
 _PIECE = 32_768
