@@ -61,7 +61,6 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "_Bars":
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,6 +70,7 @@ class _Bars:
         stage, done, total = progress
         counted = f"{int(done + 1e-6):,} of {total:,}"
         if stage not in self._tasks:
+            self._progress.start()  # not before: where nothing is shown, its end is an empty line
             self._tasks[stage] = self._progress.add_task(_TITLES[stage], total=total, counted=counted)
         self._progress.update(self._tasks[stage], completed=done, counted=counted)
 
