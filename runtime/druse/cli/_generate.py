@@ -64,13 +64,14 @@ class _Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._tasks:  # where nothing was shown, its end is an empty line
+            self._progress.stop()
 
     def __call__(self, progress: Any) -> None:
         stage, done, total = progress
         counted = f"{int(done + 1e-6):,} of {total:,}"
         if stage not in self._tasks:
-            self._progress.start()  # not before: where nothing is shown, its end is an empty line
+            self._progress.start()
             self._tasks[stage] = self._progress.add_task(_TITLES[stage], total=total, counted=counted)
         self._progress.update(self._tasks[stage], completed=done, counted=counted)
 
