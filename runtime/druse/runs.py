@@ -198,7 +198,8 @@ class Run:
             missing = [k for k in self._numbers(share) if k not in present]
             if missing:
                 if progress is not None:
-                    progress(Progress("crystals", 0.0, sum(len(self.shards[k]) for k in missing)))
+                    shards = self.shards
+                    progress(Progress("crystals", 0.0, sum(len(shards[k]) for k in missing)))
                 for k, content in (elsewhere or self._computed)(generator, missing, ranked, progress):
                     with whole_file(self._shard(k), "wb") as file:
                         file.write(content)
@@ -249,7 +250,7 @@ class Run:
 
     def summary(self, seconds: Mapping[str, float] | None = None, *, share: Share | None = None) -> Summary:
         """What has been made so far, of a share or of all."""
-        finished, good, sums = 0, 0, collections.defaultdict[str, float](float)
+        shards, finished, good, sums = self.shards, 0, 0, collections.defaultdict[str, float](float)
         for part in self.generated(share=share):
             finished, good = finished + len(part), good + int(part.ok.sum())
             for name, column in part.columns.items():
@@ -258,7 +259,7 @@ class Run:
         means = {name: total / finished for name, total in sums.items()}
         changed = grouped_columns(means, "changed_") if self.request.control else {}
         return Summary(
-            count=sum(len(self.shards[k]) for k in self._numbers(share)),
+            count=sum(len(shards[k]) for k in self._numbers(share)),
             finished=finished,
             good=good,
             changed=changed,
@@ -327,7 +328,7 @@ class Run:
 
     def _present(self) -> set[int]:
         """Numbers of the shards that are stored."""
-        return {int(path.stem) for path in (self.path / _SHARDS).glob("[0-9]*.parquet")}
+        return {int(path.stem) for path in (self.path / _SHARDS).glob("*.parquet") if path.stem.isdecimal()}
 
     def _computed(
         self, generator: Generator, missing: Sequence[int], ranked: Ranked, progress: Report | None
