@@ -324,7 +324,7 @@ def test_names_from_outside_do_no_harm(tmp_path: Path) -> None:
     write_entries(tmp_path / "e.parquet", Entries(0, ("f",) * 5, ids, ("",) * 5, crystals, {"a note": notes}))
     screening = Screening.begin(tmp_path / "s", [tmp_path / "e.parquet"], only(GeometryRule()))
     screening.finish(n_jobs=1)
-    assert screening.survivors().ids == ("a", "a", "?[31mred?2", *ids[3:])
+    assert screening.survivors().ids == ids
     from ase.io import read
 
     atoms = read(tmp_path / "s" / "survivors.extxyz", ":")
