@@ -10,7 +10,8 @@ for crystals in druse.Generator().generate({"formation_energy_per_atom": -2.0}, 
 Public modules, each to be imported by name, in the order in which they build on one another: `errors`, `lattice`,
 `crystals`, `elements`, `conditions`, `tables`, `bravais`, `control`, `bundle`, `strategies`, `graphs`, `basis`,
 `backends`, `schedules`, `noise`, `sampling`, `samplers`, `model`, `generate`, `io`, `runs`, `candidates`, `properties`,
-`verify`, `bench`, `symmetry`, `duplicates`, `novelty`, `evaluate`, `report`, `campaign`, `doctor`.
+`verify`, `bench`, `validity`, `symmetry`, `duplicates`, `novelty`, `evaluate`, `rules`, `screening`, `relax`, `dft`,
+`report`, `campaign`, `doctor`.
 """
 
 import importlib

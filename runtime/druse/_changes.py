@@ -8,7 +8,7 @@ import numpy as np
 from druse._figures import Histogram, histogram, sample, short
 from druse._manifest import in_one_line
 from druse._population import KNOWN, Group, Property, groups_of, numbers_of, texts_of, value_of, words
-from druse._reported import Stage
+from druse._reported import KINDS, Stage
 
 CHANGES = {
     "delta_a": ("Δa", "Å"),
@@ -65,10 +65,12 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 def change(stage: Stage) -> Change | None:
-    """Changes of a relaxation, as the paper's table 3; None where the stage has none."""
+    """Changes of a relaxation or of DFT, as the paper's table 3; None for what is neither, or has none yet."""
+    if stage.kind not in ("relax", "dft"):  # a screening of relaxed crystals has their columns too
+        return None
     values = {name: numbers_of(stage.rows.get(name), len(stage.survived)) for name in CHANGES}
     failure = np.where(failed_of(stage), texts_of(stage.rows.get("failure"), len(stage.survived)), "")
-    converged = stage.rows.get("converged", stage.rows.get("converged_ionic"))
+    converged = stage.rows.get("converged" if stage.kind == "relax" else "converged_ionic")
     done = ended_of(stage)
     if converged is not None and converged.dtype.kind != "U":
         done = done & (converged == 1)
@@ -81,7 +83,7 @@ def change(stage: Stage) -> Change | None:
         return None
     reasons, how_many = np.unique(failure[failure != ""], return_counts=True)
     return Change(
-        stage.name,
+        _told(stage),
         means,
         counts,
         int((failed_of(stage) | ended_of(stage)).sum()),
@@ -89,6 +91,11 @@ def change(stage: Stage) -> Change | None:
         None if converged is None or converged.dtype.kind == "U" else int((converged == 1).sum()),
         sorted(((in_one_line(r), int(n)) for r, n in zip(reasons, how_many, strict=True)), key=lambda p: -p[1])[:10],
     )
+
+
+def _told(stage: Stage) -> str:
+    """A folder's name, and what was done in it: folders of one chain are often called the same."""
+    return f"{KINDS[stage.kind]} {stage.name}"
 
 
 def failed_of(stage: Stage) -> np.ndarray:
@@ -150,7 +157,11 @@ def displacements(stages: Sequence[Stage]) -> tuple[list[Histogram], list[str]]:
     """A histogram of the displacement in relaxations, a series for each folder that has it, and their names."""
     for name in ("rmsd_angstrom", "rmsd"):
         label, unit = CHANGES[name]
-        found = [(stage.name, numbers_of(stage.rows.get(name), len(stage.survived))) for stage in stages]
+        found = [
+            (_told(stage), numbers_of(stage.rows.get(name), len(stage.survived)))
+            for stage in stages
+            if stage.kind in ("relax", "dft")
+        ]
         found = [(folder, values) for folder, values in found if np.isfinite(values).any()]
         if not found:
             continue

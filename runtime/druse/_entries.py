@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +14,7 @@ from druse._array_sources import Arrays
 from druse._limits import Limits, Row
 from druse._structures import faults
 from druse.crystals import Crystals
+from druse.io import Named, named, text_of
 from druse.tables import ALIASES
 
 __all__ = [
@@ -22,12 +26,16 @@ __all__ = [
     "column_of",
     "columns_of",
     "facts_of",
+    "named_entry",
     "shown",
     "writable",
 ]
 
 NOTHING = Crystals(np.zeros((0, 3)), np.zeros((1, 3, 3)), np.array([0, 0]), np.zeros(0, np.int32))
 """A crystal that is none, for an entry with a failure."""
+
+_COUNTS = ("n_atoms", "spacegroup", "target_spacegroup", "source_spacegroup")
+"""Columns of whole numbers, which files have without a decimal point."""
 
 OWN_COLUMNS = ("id", "file", "failure", "cell", "species", "frac")
 """Columns of a file of entries that are no columns of the entries."""
@@ -143,6 +151,27 @@ def shown(reason: str) -> str:
 def writable(text: str) -> str:
     """A text from outside, without the halves of characters that no file can hold."""
     return text.encode("utf-8", "replace").decode()
+
+
+def named_entry(entries: Entries, b: int, name: str, *, whole: bool) -> Named:
+    """One entry for a file of `druse.io`, under a name; also what is not known of it if ``whole``."""
+    facts: dict[str, Any] = {"id": _on_one_line(name), "file": _on_one_line(Path(entries.files[b]).name)}
+    for key, column in entries.columns.items():
+        value = text_of(column[b])
+        if isinstance(value, str):
+            value = _on_one_line(value)
+        elif math.isnan(value):
+            value = ""
+        elif key in _COUNTS and value == int(value):
+            value = int(value)
+        if whole or value != "":
+            facts[re.sub(r"[^\w.|/+-]", "_", key)] = value
+    return next(named([entries.crystals[b]], [facts]))
+
+
+def _on_one_line(text: str) -> str:
+    """Text from outside, and nothing in it that a terminal or a file's format would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def facts_of(said: Mapping[str, Any], limits: Limits) -> dict[str, Any]:

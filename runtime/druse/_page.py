@@ -20,7 +20,7 @@ from druse._reported import Stage, formula_of_crystal
 from druse.candidates import Entries
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS
-from druse.io import cif_text, named, to_ase
+from druse.io import cif_text, named, poscar_text, to_ase
 from druse.lattice import parameters_from_cells, volumes
 
 LARGEST_TABLE = 5000
@@ -294,19 +294,9 @@ def _downloads(crystal: Crystals, name: str) -> list[tuple[str, str, str]]:
     write_xyz(xyz, atoms, columns=["symbols", "positions"])
     return [
         ("CIF", f"{stem}.cif", _address("chemical/x-cif", cif_text(crystal, one.name))),
-        ("POSCAR", f"{stem}.vasp", _address("text/plain", _poscar(crystal, stem))),
+        ("POSCAR", f"{stem}.vasp", _address("text/plain", poscar_text(crystal, stem))),
         ("extxyz", f"{stem}.extxyz", _address("text/plain", xyz.getvalue())),
     ]
-
-
-def _poscar(crystal: Crystals, title: str) -> str:
-    """A batch of one as POSCAR, atoms by element."""
-    order = np.argsort(crystal.species, kind="stable")
-    numbers, counts = np.unique(crystal.species, return_counts=True)
-    rows = [*crystal.cells[0], *(crystal.frac[order] % 1.0)]
-    places = ["  ".join(f"{value:.10f}" for value in row) for row in rows]
-    elements = [" ".join(SYMBOLS[z - 1] for z in numbers), " ".join(map(str, counts)), "Direct"]
-    return "\n".join([title, "1.0", *places[:3], *elements, *places[3:], ""])
 
 
 def _address(kind: str, text: str) -> str:

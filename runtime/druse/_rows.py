@@ -293,6 +293,8 @@ def _json_row(part: Part, name: str) -> Row:
 
 
 def _json_lines(path: Path, limits: Limits) -> Iterator[Row]:
+    """A structure a line; in a file of OPTIMADE the header and what is no structure are passed over."""
+    optimade = False
     with opened(path, limits) as file:
         for place in itertools.count():
             line = next_line(file, limits.text)
@@ -300,8 +302,20 @@ def _json_lines(path: Path, limits: Limits) -> Iterator[Row]:
                 return
             if not line.whole:
                 yield broken(f"line {place}", f"longer than {limits.text:,} characters")
-            elif line.text.strip():
+                continue
+            if place == 0 and _member(line.text, "x-optimade") is not None:
+                optimade = True
+            elif line.text.strip() and not (optimade and _member(line.text, "type") in ("info", "references", "files")):
                 yield Row(f"line {place}", line.text, "json", {})
+
+
+def _member(text: str, key: str) -> Any:
+    """What an object of JSON has under a key; None where it has nothing, or is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def _text_rows(path: Path, limits: Limits) -> Iterator[Row]:

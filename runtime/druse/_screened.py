@@ -4,24 +4,21 @@ import collections
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from druse._columns import read_columns, write_columns
+from druse._entries import named_entry
 from druse._judge import Verdict
 from druse._together import Outcome
 from druse.candidates import Entries, pieces, understand
 from druse.errors import InputError
-from druse.io import Named, named, text_of
+from druse.io import Named
 from druse.rules import RuleSet
 
-_WHOLE = ("n_atoms", "spacegroup", "target_spacegroup", "source_spacegroup")
-"""Columns of whole numbers, which files show as such."""
 _SHOWN = 20
 """Reasons of a rule that the funnel lists, the most frequent; the rest are counted together."""
 
@@ -186,22 +183,4 @@ def check_columns(rules: RuleSet, models: Sequence[str], sources: Sequence[Path]
 def named_survivor(entries: Entries, numbers: np.ndarray, b: int, *, whole: bool) -> Named:
     """One survivor for a file, with a name that no other has; also what is not known of it if ``whole``."""
     name = entries.ids[b]
-    if entries.ids.count(name) > 1:
-        name = f"{name}_{numbers[b]}"
-    facts: dict[str, Any] = {"id": _plain(name), "file": _plain(Path(entries.files[b]).name)}
-    for key, column in entries.columns.items():
-        value = text_of(column[b])
-        if isinstance(value, str):
-            value = _plain(value)
-        elif math.isnan(value):
-            value = ""
-        elif key in _WHOLE and value == int(value):
-            value = int(value)
-        if whole or value != "":
-            facts[re.sub(r"[^\w.|/+-]", "_", key)] = value
-    return next(named([entries.crystals[b]], [facts]))
-
-
-def _plain(text: str) -> str:
-    """Text from outside on one line, and nothing in it that a terminal or a file's format would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return named_entry(entries, b, f"{name}_{numbers[b]}" if entries.ids.count(name) > 1 else name, whole=whole)

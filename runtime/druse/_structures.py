@@ -11,6 +11,7 @@ import numpy as np
 
 from druse._dependencies import require
 from druse._limits import LIMITS, Limits, Row
+from druse._optimade import PREFIX
 from druse.elements import SYMBOLS
 from druse.errors import InputError
 from druse.lattice import cells_from_parameters, volumes
@@ -276,10 +277,15 @@ def _poscar(text: str, limits: Limits) -> Understood:
 
 
 def _json(text: str, limits: Limits) -> Understood:
-    """A structure of pymatgen, one inside of a computed entry, or atoms of ASE; no class that it names is looked up."""
+    """A structure of pymatgen, one inside of a computed entry, atoms of ASE, or a structure of OPTIMADE.
+
+    No class that it names is looked up.
+    """
     found = json.loads(text)
     if not isinstance(found, dict):
         raise InputError("it is no structure, but another kind of JSON")
+    if isinstance(found.get("attributes"), dict) and "species_at_sites" in found["attributes"]:
+        return _optimade(found, limits)
     facts = _scalars(found)
     for key in ("data", "parameters", "key_value_pairs", "properties"):
         if isinstance(found.get(key), dict):
@@ -340,6 +346,27 @@ def _ase(atoms: Mapping[str, Any], limits: Limits) -> tuple[np.ndarray, np.ndarr
     _periodic(bool(pbc) and pbc)
     cell = _floats(vectors, 3, 3)
     return cell, _fractional(_floats(positions, len(numbers), 3), cell), np.array(numbers, np.int32).reshape(-1)
+
+
+def _optimade(entry: Mapping[str, Any], limits: Limits) -> Understood:
+    """An entry of OPTIMADE; of its attributes stay the provider's own, by their names without the prefix of Druse."""
+    attributes = entry["attributes"]
+    names, vectors = attributes["species_at_sites"], attributes["lattice_vectors"]
+    _counted(len(names), limits)
+    if list(attributes.get("dimension_types") or [1, 1, 1]) != [1, 1, 1]:
+        raise InputError("it is not periodic in all three directions (dimension_types)")
+    numbers = {}
+    for one in attributes["species"]:
+        shares = zip(one["chemical_symbols"], one["concentration"], strict=True)
+        occupants = [(symbol, float(share)) for symbol, share in shares if share]
+        if len(occupants) != 1 or not math.isclose(occupants[0][1], 1.0, abs_tol=1e-8):
+            raise InputError("its sites are partly occupied")
+        numbers[one["name"]] = occupants[0][0]
+    species = np.array([_number(numbers[name]) for name in names], np.int32)
+    cell = _floats(vectors, 3, 3)
+    frac = _fractional(_floats(attributes["cartesian_site_positions"], len(names), 3), cell)
+    own = {key.removeprefix(PREFIX).lstrip("_"): value for key, value in attributes.items() if key.startswith("_")}
+    return Understood(str(entry.get("id", "")), cell, frac, species, _scalars(own))
 
 
 def _numbers(value: Any) -> Sequence[Any]:

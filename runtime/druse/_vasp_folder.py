@@ -7,10 +7,9 @@ import functools
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from druse._files import move_into_place, whole_file
+from druse._files import whole_file, whole_folder
 from druse._folders import versions_of
 from druse._potcars import Potcar, Potcars, Refusal, content
 from druse._vasp_inputs import (
@@ -148,7 +147,7 @@ def write_vasp(
     found = Potcars(settings.functional, potcars, settings.symbols)
     entries = _read(sources, limit, n_jobs)
     place = Path(out)
-    with _whole_folder(place) as part:
+    with whole_folder(place) as part:
         maker = _Maker(settings, tags, found, write_potcar, max(4, len(str(len(entries) - 1))))
         index = maker.write(part, entries, progress)
         good = index.ok
@@ -283,22 +282,6 @@ def _read(sources: Sequence[Any], limit: int | None, n_jobs: int) -> Entries:
     if not n:
         raise InputError(f"there are no structures in {', '.join(map(str, sources)) or 'nothing'}")
     return Entries.concatenate(parts)
-
-
-@contextlib.contextmanager
-def _whole_folder(place: Path) -> Iterator[Path]:
-    """A folder to fill; it gets its name when the block ends, and is gone when the block fails."""
-    place = place.resolve()  # "." has a name too
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        yield part
-        if part.exists():
-            move_into_place(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_folder(part: Path, index: Entries, request: dict[str, Any], command: str) -> None:

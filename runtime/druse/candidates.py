@@ -2,9 +2,9 @@
 
 Reading has two halves, so that the dear one can be done by other processes, and skipped for what is done already:
 `pieces` cuts sources into consecutive entries without looking into them, `understand` makes crystals of a piece.
-`understood` does the second in processes that an entry may kill, `read_entries` does both. What comes, and in which
-order, depends on the sources alone. Nothing in a source is executed or unpickled, and what asks for too much (`Limits`)
-is an entry with a failure.
+`understood` does the second in processes that an entry may kill, `read_entries` does both, and `export` writes what
+comes. What that is, and in which order, depends on the sources alone. Nothing in a source is executed or unpickled, and
+what asks for too much (`Limits`) is an entry with a failure.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,24 +28,28 @@ from druse._entries import (
     column_of,
     columns_of,
     facts_of,
+    named_entry,
     shown,
     writable,
 )
 from druse._limits import LIMITS, Limits, Row
 from druse._processes import Processes, time_limit
-from druse._rows import read_rows
+from druse._rows import KINDS, read_rows
 from druse._structures import Understood, understand_row
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.graphs import STOPPED, describe_status
+from druse.io import Named, write_named
 from druse.lattice import wrap
 from druse.runs import Run
 
 __all__ = [
     "LIMITS",
     "Entries",
+    "Exported",
     "Limits",
     "Piece",
+    "export",
     "pieces",
     "read_entries",
     "understand",
@@ -171,7 +175,7 @@ def read_entries(
                 progress(entries.first + len(entries))
 
 
-def write_entries(path: Path, entries: Entries, *, facts: Mapping[str, str] | None = None) -> None:
+def write_entries(path: Any, entries: Entries, *, facts: Mapping[str, str] | None = None) -> None:
     """Entries as Parquet, which `pieces` reads: id, file, failure, cell, species, frac, and the columns.
 
     Args:
@@ -189,7 +193,60 @@ def write_entries(path: Path, entries: Entries, *, facts: Mapping[str, str] | No
         "frac": Ragged(crystals.frac.reshape(-1), 3 * crystals.offsets),
     }
     said = {name: column for name, column in entries.columns.items() if name not in columns}
-    write_columns(path, {**columns, **said}, {"cell": "row vectors, Angstrom", **(facts or {})})
+    write_columns(Path(path), {**columns, **said}, {"cell": "row vectors, Angstrom", **(facts or {})})
+
+
+class Exported(NamedTuple):
+    """What an export came to.
+
+    Attributes:
+        crystals: that are written.
+        left_out: entries that are no crystals: they could not be read, or failed in the command that made them.
+        unfinished: crystals of runs that are not made yet.
+    """
+
+    crystals: int
+    left_out: int
+    unfinished: int
+
+
+def export(
+    sources: Sequence[Any],
+    path: Any,
+    *,
+    format: str = "",  # noqa: A002
+    n_jobs: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Exported:
+    """Write the crystals of sources to one file, with all that is said of them.
+
+    Args:
+        sources: see `pieces`.
+        path: of the file, or for POSCARs of a new folder, which appears whole or not at all.
+        format: one of `druse.io.FORMATS`; empty: by the file's name.
+        n_jobs: processes; 0 for every core.
+        progress: called with entries done.
+
+    Raises:
+        InputError: see `pieces` and `druse.io.write_crystals`.
+    """
+    written, left_out = 0, 0
+
+    def good() -> Iterator[Named]:
+        nonlocal written, left_out
+        for entries in read_entries(sources, n_jobs=n_jobs, progress=progress):
+            left_out += int((~entries.ok).sum())
+            for b in np.flatnonzero(entries.ok).tolist():
+                written += 1
+                yield named_entry(entries, b, entries.ids[b], whole=False)
+
+    runs = [Run.open(source) for source in map(Path, sources) if (source / "run.json").is_file()]
+    if len(runs) == len(sources) == 1:  # which says more of its crystals, and numbers them
+        written = runs[0].export(path, format=format)
+        left_out = runs[0].finished - written
+    else:
+        write_named(path, good(), format)
+    return Exported(written, left_out, sum(run.request.count - run.finished for run in runs))
 
 
 _MADE = {
@@ -211,6 +268,11 @@ def _cut(source: Path, size: int, limits: Limits) -> Iterator[tuple[Row, ...] | 
                 raise InputError(f"{source} has no {name} yet; {command} makes it")
             source = source / name
             break
+    if not source.exists():
+        raise InputError(
+            f"{source} does not exist; give a file or folder of crystals: a folder of druse, .db of ASE, .pt of "
+            f"Con-CDVAE, {KINDS}"
+        )
     kind = source.suffix.lower()
     if kind in (".db", ".pt", ".pth"):
         if not source.is_file():

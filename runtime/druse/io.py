@@ -1,8 +1,11 @@
-"""Crystals for others: ASE and pymatgen objects, and files of extended XYZ, CIF and CSV."""
+"""Crystals for others: ASE and pymatgen objects, and files of extended XYZ, CIF, POSCAR, ASE, OPTIMADE and CSV."""
 
 import csv
 import itertools
+import math
 import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +14,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from druse._dependencies import require
-from druse._files import whole_file
+from druse._files import whole_file, whole_folder
+from druse._optimade import Properties, header, structure
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS, formula_of
 from druse.errors import InputError
-from druse.lattice import parameters_from_cells, volumes
+from druse.lattice import parameters_from_cells, volumes, wrap
 
-__all__ = ["FORMATS", "to_ase", "to_pymatgen", "write_cif", "write_crystals", "write_csv", "write_extxyz"]
+__all__ = [
+    "FORMATS",
+    "to_ase",
+    "to_pymatgen",
+    "write_ase_db",
+    "write_cif",
+    "write_crystals",
+    "write_csv",
+    "write_extxyz",
+    "write_optimade",
+    "write_poscar",
+]
 
 Facts = Sequence[Mapping[str, Any]]
 """For each crystal what there is to say of it, by name: text, numbers and truth values."""
@@ -74,9 +89,9 @@ def to_pymatgen(crystals: Iterable[Crystals], facts: Facts | None = None) -> lis
     ]
 
 
-def write_extxyz(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+def write_extxyz(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
     """One file of extended XYZ, as ASE writes it; ``facts`` stand in the comment lines."""
-    _write_extxyz(path, named(crystals, facts))
+    _write_extxyz(Path(path), named(crystals, facts))
 
 
 def _write_extxyz(path: Path, crystals: Iterator[Named]) -> None:
@@ -88,12 +103,12 @@ def _write_extxyz(path: Path, crystals: Iterator[Named]) -> None:
             write_xyz(file, _atoms(one), columns=["symbols", "positions"])
 
 
-def write_cif(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+def write_cif(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
     """CIF in space group P 1: a ``.zip`` of one file for each crystal, or one file with a block for each.
 
     Blocks are named by ``id`` in ``facts``, else by their place; other facts do not fit into CIF.
     """
-    _write_cif(path, named(crystals, facts))
+    _write_cif(Path(path), named(crystals, facts))
 
 
 def _write_cif(path: Path, crystals: Iterator[Named]) -> None:
@@ -101,11 +116,26 @@ def _write_cif(path: Path, crystals: Iterator[Named]) -> None:
         with whole_file(path, "w", encoding="ascii") as file:
             file.writelines(cif_text(one.crystal, one.name) for one in crystals)
         return
+    _write_zip(path, ((f"{name}.cif", cif_text(one.crystal, one.name)) for one, name in _distinct(crystals)))
+
+
+def _write_zip(path: Path, members: Iterator[tuple[str, str]]) -> None:
     with whole_file(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for one in crystals:
-            member = zipfile.ZipInfo(f"{one.name}.cif")  # without a date: the same bytes each time
+        for name, text in members:
+            member = zipfile.ZipInfo(name)  # without a date: the same bytes each time
             member.external_attr = 0o644 << 16
-            archive.writestr(member, cif_text(one.crystal, one.name), zipfile.ZIP_DEFLATED)
+            archive.writestr(member, text, zipfile.ZIP_DEFLATED)
+
+
+def _distinct(crystals: Iterator[Named]) -> Iterator[tuple[Named, str]]:
+    """Each with a name that no other has, short enough for a file: the second ``a`` is ``a-2``."""
+    taken: set[str] = set()
+    for one in crystals:
+        stem = one.name[:200]
+        names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        yield one, name
 
 
 def cif_text(crystal: Crystals, name: str) -> str:
@@ -146,29 +176,148 @@ def cif_text(crystal: Crystals, name: str) -> str:
     )
 
 
-def write_csv(path: Path, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
-    """A table with a row for each crystal: its facts, formula, atom count, and CIF, as MP-20 has it."""
-    _write_csv(path, named(crystals, facts))
+def write_csv(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+    """A table with a row for each crystal: its facts, formula, atom count, and CIF, as MP-20 has it.
+
+    A fact that is said of some only is an empty field for the others.
+    """
+    _write_csv(Path(path), named(crystals, facts))
 
 
 def _write_csv(path: Path, crystals: Iterator[Named]) -> None:
-    with whole_file(path, "w", newline="") as file:
-        writer: Any = None
+    columns: dict[str, None] = {}
+    with whole_file(path, "w", newline="") as file, tempfile.TemporaryFile("w+", newline="") as body:
+        rows = csv.writer(body, lineterminator="\n")
         for one in crystals:
             species = one.crystal.species
             row = {"formula": formula_of(species), "n_atoms": len(species), "cif": cif_text(one.crystal, one.name)}
             row = {**one.info, **row}
-            if writer is None:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(row)
+            columns |= dict.fromkeys(row)
+            rows.writerow([row.get(name, "") for name in columns])
+        body.seek(0)
+        whole = csv.writer(file, lineterminator="\n")
+        if columns:
+            whole.writerow(columns)
+        for cells in csv.reader(body):
+            whole.writerow([*cells, *[""] * (len(columns) - len(cells))])
+
+
+def write_poscar(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+    """A ``.zip``, or a new folder, with a file ``NAME.vasp`` for each crystal: VASP's format has one a file.
+
+    Raises:
+        InputError: the folder exists and is not empty.
+    """
+    _write_poscar(Path(path), named(crystals, facts))
+
+
+def _write_poscar(path: Path, crystals: Iterator[Named]) -> None:
+    members = ((f"{name}.vasp", poscar_text(one.crystal, one.name)) for one, name in _distinct(crystals))
+    if path.suffix.lower() == ".zip":
+        _write_zip(path, members)
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is there already; give the name of a new folder for POSCAR files, or of a .zip")
+    with whole_folder(path) as part:
+        for name, text in members:
+            (part / name).write_text(text, encoding="ascii")
+
+
+def poscar_text(crystal: Crystals, title: str) -> str:
+    """A batch of one as POSCAR, atoms of an element together, elements by number.
+
+    The vectors and coordinates of a left-handed cell, which VASP refuses, are negated: no atom moves.
+    """
+    if not crystal.species.all():
+        raise InputError("an atom of no element (number 0) cannot be written as POSCAR")
+    sign = -1.0 if np.linalg.det(crystal.cells[0]) < 0 else 1.0
+    numbers, counts = np.unique(crystal.species, return_counts=True)
+    rows = [*(sign * crystal.cells[0]), *wrap(sign * crystal.frac[np.argsort(crystal.species, kind="stable")])]
+    places = [" ".join(f"{value:19.14f}" for value in row) for row in rows]
+    elements = [" ".join(SYMBOLS[z - 1] for z in numbers), " ".join(map(str, counts)), "Direct"]
+    return "\n".join([title, "1.0", *places[:3], *elements, *places[3:], ""])
+
+
+def write_ase_db(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+    """A data base of ASE (SQLite); ``facts`` are key-value pairs, as far as it takes them.
+
+    An ``energy`` in them is the row's. Keys become words, those that ASE keeps for itself (``id``, ``fmax``) begin with
+    ``druse_``, and a text that looks like a number is one. Rows have a time and a random name: bytes differ each time.
+    """
+    _write_ase_db(Path(path), named(crystals, facts))
+
+
+def _write_ase_db(path: Path, crystals: Iterator[Named]) -> None:
+    require("ase.db", purpose="writing a data base of ASE", extra="cpu")
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.db import connect
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+        made = Path(folder) / "rows.db"
+        with connect(made, type="db", use_lock_file=False) as base:
+            for one in crystals:
+                crystal, energy = one.crystal, one.info.get("energy")
+                atoms = Atoms(crystal.species, cell=crystal.cells[0], positions=crystal.cart, pbc=True)
+                if isinstance(energy, float) and math.isfinite(energy):
+                    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+                base.write(atoms, key_value_pairs=_pairs(one.info))
+        with made.open("rb") as source, whole_file(path, "wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def _pairs(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as key-value pairs of ASE, which refuses some names and some texts."""
+    from ase.db.core import reserved_keys
+
+    found: dict[str, Any] = {}
+    for name, value in info.items():
+        key = re.sub(r"\W", "_", name, flags=re.ASCII)
+        own = key in reserved_keys or not key[0].isalpha() or key in SYMBOLS
+        plain = _number(value) if isinstance(value, str) else value
+        if name != "energy" and plain != "" and not (isinstance(plain, float) and not math.isfinite(plain)):
+            found.setdefault(f"druse_{key}" if own else key, plain)
+    return found
+
+
+def _number(text: str) -> Any:
+    """A text as the number or truth value that ASE would take it for, else as it is."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def write_optimade(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
+    """JSON Lines of OPTIMADE: a header, a description, a structure a line; ``facts`` are its ``_druse_...``."""
+    _write_optimade(Path(path), named(crystals, facts))
+
+
+def _write_optimade(path: Path, crystals: Iterator[Named]) -> None:
+    properties = Properties()
+    with whole_file(path, "w", encoding="utf-8") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as body:
+        for one, name in _distinct(crystals):
+            said = {key: value for key, value in one.info.items() if key != "id"}
+            body.write(structure(one.crystal, name, properties(said)))
+        body.seek(0)
+        file.write(header(properties))  # which names there are is known by now only
+        shutil.copyfileobj(body, file)
 
 
 FORMATS: dict[str, Callable[[Path, Iterator[Named]], None]] = {
     "extxyz": _write_extxyz,
     "cif": _write_cif,
+    "poscar": _write_poscar,
+    "db": _write_ase_db,
+    "jsonl": _write_optimade,
     "csv": _write_csv,
 }
+"""Extended XYZ, CIF, POSCAR, data base of ASE, JSON Lines of OPTIMADE, and a table with CIF, by name."""
 
 
 def write_crystals(
@@ -178,10 +327,10 @@ def write_crystals(
     *,
     format: str = "",  # noqa: A002
 ) -> None:
-    """A file of crystals that appears whole or not at all.
+    """A file of crystals, or a folder of POSCARs, that appears whole or not at all.
 
     Args:
-        path: of the file.
+        path: of it.
         crystals: a batch, or single ones.
         facts: of each crystal.
         format: one of `FORMATS`; empty: by the file's name.

@@ -226,6 +226,10 @@ class Relaxation:
         """Of every entry, when all are finished."""
         return self.path / _TABLE
 
+    def count(self) -> int:
+        """Entries of the sources, up to the limit, by reading through them."""
+        return sum(len(piece) for piece in _first(pieces(self.file.sources), self.file.limit))
+
     def finish(self, *, n_jobs: int = 0, progress: Callable[[int], None] | None = None) -> Summary:
         """Relax what is not relaxed yet, and write the files.
 

@@ -121,7 +121,7 @@ def default_cache() -> Path:
 
 
 def load_table(
-    path: Path,
+    path: Any,
     *,
     niggli: bool = True,
     n_jobs: int = 0,
@@ -144,7 +144,7 @@ def load_table(
         InputError: the file is missing or of an unknown kind, or not a single row could be understood.
         MissingDependencyError: pymatgen is not installed.
     """
-    rows = list(read_rows(path))
+    rows = list(read_rows(Path(path)))
     stored = None if cache is None else cache / f"{_fingerprint(rows, niggli)}.npz"
     if stored is not None and (table := _read_cache(stored)) is not None:
         return table

@@ -2,21 +2,25 @@
 
 import csv
 import io
+import json
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import ase.db
 import ase.io
 import numpy as np
 import pytest
 from pymatgen.core import Structure
 from pymatgen.io.cif import CifParser
+from pymatgen.io.optimade import OptimadeStructureAdapter
 
 from druse import Crystals
+from druse.candidates import Entries, export, read_entries
 from druse.elements import formula_of
 from druse.errors import InputError
-from druse.io import to_ase, to_pymatgen, write_cif, write_crystals, write_csv, write_extxyz
+from druse.io import FORMATS, to_ase, to_pymatgen, write_cif, write_crystals, write_csv, write_extxyz
 from druse.lattice import cells_from_parameters, wrap
 from druse.tables import load_table
 
@@ -120,10 +124,16 @@ def test_no_crystals_make_empty_files(tmp_path: Path) -> None:
     for name in ("x.extxyz", "x.cif", "x.csv"):
         write_crystals(tmp_path / name, Crystals.concatenate([]))
         assert (tmp_path / name).read_bytes() == b""
+    write_crystals(tmp_path / "x.db", Crystals.concatenate([]))
+    assert len(ase.db.connect(tmp_path / "x.db")) == 0
+    write_crystals(tmp_path / "x.jsonl", Crystals.concatenate([]))
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 2
+    write_crystals(tmp_path / "x", Crystals.concatenate([]), format="poscar")
+    assert list((tmp_path / "x").iterdir()) == []
 
 
 def test_unknown_formats_are_refused(crystals: Crystals, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`format` must be one of extxyz, cif, csv, got 'pdb'"):
+    with pytest.raises(InputError, match="`format` must be one of extxyz, cif, poscar, db, jsonl, csv, got 'pdb'"):
         write_crystals(tmp_path / "x.pdb", crystals)
     with pytest.raises(InputError, match="got 'x'"):
         write_crystals(tmp_path / "x", crystals)
@@ -131,8 +141,160 @@ def test_unknown_formats_are_refused(crystals: Crystals, tmp_path: Path) -> None
 
 
 def test_a_file_that_fails_half_way_leaves_what_was_there(crystals: Crystals, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("before")
+    for suffix in ("csv", "cif", "db", "jsonl", "zip"):
+        path = tmp_path / f"x.{suffix}"
+        path.write_text("before")
+        with pytest.raises(ValueError, match="zip"):
+            write_crystals(path, crystals, [{"id": 0}])
+        assert path.read_text() == "before"
+        assert [one.name for one in tmp_path.iterdir()] == [path.name]
+        path.unlink()
     with pytest.raises(ValueError, match="zip"):
-        write_csv(tmp_path / "x.csv", crystals, [{"id": 0}])
-    assert (tmp_path / "x.csv").read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+        write_crystals(tmp_path / "folder", crystals, [{"id": 0}], format="poscar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def same(structure: Structure, wanted: Structure, tolerance: float = 1e-8) -> bool:
+    """Whether two crystals have one cell and the same atoms, in whatever order elements stand."""
+    order = np.argsort(wanted.atomic_numbers, kind="stable")
+    frac = structure.frac_coords[np.argsort(structure.atomic_numbers, kind="stable")] - wanted.frac_coords[order]
+    return (
+        structure.composition == wanted.composition
+        and np.allclose(structure.lattice.matrix, wanted.lattice.matrix, atol=tolerance)
+        and np.abs(frac - np.round(frac)).max() < tolerance
+    )
+
+
+@pytest.mark.parametrize("name", ["folder", "archive.zip"])
+def test_poscar(crystals: Crystals, facts: list[dict[str, Any]], tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_crystals(path, crystals, facts, format="poscar")
+    folder = path
+    if path.suffix:
+        folder = tmp_path / "unpacked"
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{40 + k:06d}.vasp" for k in range(len(crystals))]
+    for file, wanted, crystal in zip(files, to_pymatgen(crystals), crystals, strict=True):
+        assert same(Structure.from_file(file), wanted)
+        assert sorted(ase.io.read(file).numbers) == sorted(crystal.species)
+    (read,) = read_entries([path])
+    assert read.ok.all()
+    assert read.ids == tuple(f"{40 + k:06d}" for k in range(len(crystals)))
+    if not path.suffix:
+        with pytest.raises(InputError, match="give the name of a new folder"):
+            write_crystals(path, crystals, format="poscar")
+
+
+def test_a_left_handed_poscar_is_turned_about(crystals: Crystals, tmp_path: Path) -> None:
+    turned = crystals.replace(cells=-crystals.cells)
+    assert (np.linalg.det(turned.cells) < 0).all()
+    write_crystals(tmp_path / "x.zip", turned, format="poscar")
+    (read,) = read_entries([tmp_path / "x.zip"])
+    assert (np.linalg.det(read.crystals.cells) > 0).all()
+    for a, b in zip(to_pymatgen(read.crystals), to_pymatgen(turned), strict=True):
+        order = np.argsort(b.atomic_numbers, kind="stable")
+        assert np.abs(a.distance_matrix - b.distance_matrix[order][:, order]).max() < 1e-8
+
+
+def test_data_base_of_ase(crystals: Crystals, tmp_path: Path) -> None:
+    facts: list[dict[str, Any]] = [
+        {"id": f"a{k}", "energy": -1.5 * k, "fmax": 0.1, "band_gap|m|1|eV": 0.5, "text": "12", "rule": "x", "Si": 2.0,
+         "truth": "True", "none": "", "nan": float("nan"), "1st": 1, "whole": k}
+        for k in range(len(crystals))
+    ]  # fmt: skip
+    write_crystals(tmp_path / "x.db", crystals, facts)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+    rows = list(ase.db.connect(tmp_path / "x.db").select())
+    for k, (row, crystal) in enumerate(zip(rows, crystals, strict=True)):
+        atoms = row.toatoms()
+        assert atoms.numbers.tolist() == crystal.species.tolist()
+        assert atoms.pbc.all()
+        assert np.allclose(atoms.cell[:], crystal.cells[0], atol=1e-12)
+        assert np.allclose(atoms.positions, crystal.cart, atol=1e-10)
+        assert row.energy == -1.5 * k
+        assert row.key_value_pairs == {
+            "druse_id": f"a{k}", "druse_fmax": 0.1, "band_gap_m_1_eV": 0.5, "text": 12, "rule": "x", "druse_Si": 2.0,
+            "truth": True, "druse_1st": 1, "whole": k,
+        }  # fmt: skip
+    (read,) = read_entries([tmp_path / "x.db"])
+    assert read.ok.all()
+    assert read.columns["energy"].tolist() == [-1.5 * k for k in range(len(crystals))]
+
+
+def test_optimade(crystals: Crystals, tmp_path: Path) -> None:
+    facts: list[dict[str, Any]] = [
+        {"id": "same", "A b|eV": 1.5, "a_b_ev": 2.5, "empty": float("nan"), "why": "none", "n": k}
+        for k in range(len(crystals))
+    ]
+    write_crystals(tmp_path / "x.jsonl", crystals, facts)
+    head, info, *entries = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+    assert head == {"x-optimade": {"meta": {"api_version": "1.1.0"}}}
+    assert info["properties"]["_druse_a_b_ev"] == {"description": "A b|eV", "type": "float"}
+    assert info["properties"]["_druse_a_b_ev_2"] == {"description": "a_b_ev", "type": "float"}
+    assert [entry["id"] for entry in entries] == ["same", "same-2", "same-3", "same-4", "same-5"]
+    for entry, wanted in zip(entries, to_pymatgen(crystals), strict=True):
+        assert same(OptimadeStructureAdapter.get_structure(entry), wanted)
+        said, composition = entry["attributes"], wanted.composition
+        assert said["elements"] == sorted(map(str, composition))
+        assert said["nelements"] == len(composition)
+        assert np.allclose(said["elements_ratios"], [composition.get_atomic_fraction(e) for e in said["elements"]])
+        assert said["chemical_formula_hill"] == composition.hill_formula.replace(" ", "")
+        assert (said["_druse_a_b_ev_2"], said["_druse_empty"], said["_druse_why"]) == (2.5, None, "none")
+    (read,) = read_entries([tmp_path / "x.jsonl"])
+    assert read.ok.all()
+    assert read.ids == tuple(entry["id"] for entry in entries)
+    assert read.columns["n"].tolist() == [0, 1, 2, 3, 4]
+    assert read.columns["why"].tolist() == ["none"] * 5
+    for a, b in zip(to_pymatgen(read.crystals), to_pymatgen(crystals), strict=True):
+        assert same(a, b)
+
+
+def test_formulas_of_optimade(tmp_path: Path) -> None:
+    """The examples of the specification, and more elements than letters."""
+    water = Crystals(np.zeros((6, 3)), np.eye(3)[None] * 9, np.array([0, 6]), np.array([8, 1, 1, 8, 1, 1], np.int32))
+    ethanol = Crystals(np.zeros((9, 3)), water.cells, np.array([0, 9]), np.array([6, 6, 8, *[1] * 6], np.int32))
+    many = Crystals(np.zeros((55, 3)), water.cells, np.array([0, 55]), np.array([1, *range(1, 55)], np.int32))
+    write_crystals(tmp_path / "x.jsonl", [water, ethanol, many])
+    said = [json.loads(line)["attributes"] for line in (tmp_path / "x.jsonl").read_text().splitlines()[2:]]
+    assert [one["chemical_formula_reduced"] for one in said[:2]] == ["H2O", "C2H6O"]
+    assert [one["chemical_formula_hill"] for one in said[:2]] == ["H4O2", "C2H6O"]
+    assert [one["chemical_formula_anonymous"] for one in said[:2]] == ["A2B", "A6B2C"]
+    assert said[2]["chemical_formula_anonymous"].startswith("A2BC")
+    assert said[2]["chemical_formula_anonymous"].endswith("YZAaBaCaDaEaFaGaHaIaJaKaLaMaNaOaPaQaRaSaTaUaVaWaXaYaZaAbBb")
+
+
+@pytest.mark.parametrize("change", [{"dimension_types": [1, 1, 0]}, {"species": "half"}, {"lattice_vectors": [[1]]}])
+def test_structures_of_optimade_that_are_none(crystals: Crystals, tmp_path: Path, change: dict[str, Any]) -> None:
+    write_crystals(tmp_path / "x.jsonl", crystals)
+    *head, first, second, _, _, _ = (tmp_path / "x.jsonl").read_text().splitlines()
+    entry = json.loads(first)
+    if change.get("species") == "half":
+        change = {"species": [{**one, "concentration": [0.5]} for one in entry["attributes"]["species"]]}
+    entry["attributes"] |= change
+    reference = json.dumps({"type": "references", "id": "r", "attributes": {}})
+    (tmp_path / "y.jsonl").write_text("\n".join([*head, json.dumps(entry), reference, second]))
+    (read,) = read_entries([tmp_path / "y.jsonl"])
+    assert read.ok.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["x.extxyz", "x.cif", "x.zip", "x.db", "x.jsonl", "x.csv", "folder"])
+def test_any_source_can_be_exported_to_what_is_a_source(crystals: Crystals, tmp_path: Path, name: str) -> None:
+    write_crystals(tmp_path / "a.extxyz", crystals, [{"id": "a", "band_gap": 1.0 + k} for k in range(5)])
+    write_crystals(tmp_path / "b.cif", crystals[1], [{"id": "b"}])
+    (tmp_path / "c.cif").write_text("data_c\n_cell_length_a 1\n")
+    format_ = "" if "." in name else "poscar"
+    found = export([tmp_path / "a.extxyz", tmp_path / "b.cif", tmp_path / "c.cif"], tmp_path / name, format=format_)
+    assert found == (6, 1, 0)
+    read = Entries.concatenate(read_entries([tmp_path / name]))
+    assert read.ok.all()
+    assert len(read) == 6
+    if name in ("x.extxyz", "x.db", "x.jsonl", "x.csv"):
+        assert np.array_equal(read.columns["band_gap"], [1, 2, 3, 4, 5, np.nan], equal_nan=True)
+    sums = sorted(int(one.species.sum()) for one in read.crystals)
+    assert sums == sorted([*(int(one.species.sum()) for one in crystals), int(crystals[1].species.sum())])
+
+
+def test_every_format_has_a_writer() -> None:
+    assert list(FORMATS) == ["extxyz", "cif", "poscar", "db", "jsonl", "csv"]

@@ -331,6 +331,14 @@ def test_limit_and_other_folders(
     out = tmp_path / "out"
     assert run(monkeypatch, source, "--out", out, "--calculator", "emt", "--jobs", 1, "--limit", 10, "--json") == 0
     assert json.loads(capsys.readouterr().out)["entries"] == 10
+    assert Relaxation.open(out).count() == 10
+    before = contents(out)
+    (out / "relaxed.cif").unlink()
+    monkeypatch.setattr(sys, "argv", ["druse", "resume", str(out), "--json"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert json.loads(capsys.readouterr().out)["entries"] == 10
+    assert contents(out) == before
     assert run(monkeypatch, source, "--out", tmp_path, "--calculator", "emt") == 1
     assert capsys.readouterr().err == f"error: {tmp_path} is not an empty folder; give another one\n"
     assert run(monkeypatch, tmp_path / "absent.csv", "--out", tmp_path / "x", "--calculator", "emt") == 1

@@ -1,6 +1,7 @@
 """Reports: what stands on the page, that its numbers are right, that text from files stays text, and what it loads."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -284,6 +285,32 @@ def test_relaxation(folders: dict[str, Any], page: Page) -> None:
     assert [series["n"] for series in histogram["series"]] == [
         60 - failed, int(np.isfinite(folders["dft"]["rmsd_angstrom"]).sum()),
     ]  # fmt: skip
+
+
+def test_what_a_relaxation_says_is_not_said_again_of_what_comes_after_it(tmp_path: Path) -> None:
+    """A screening of relaxed crystals and their DFT have the relaxation's columns; folders may be called the same."""
+    crystals = random_crystals(20)
+    columns = write_relaxation(tmp_path / "relaxed/demo", crystals=crystals)
+    (relaxed,) = read_entries([tmp_path / "relaxed/demo"])
+    write_screening(tmp_path / "screens/demo", crystals=crystals)
+    for told, name in (("screens", "survivors"), ("dft", "dft")):
+        if told == "dft":
+            write_dft(tmp_path / "dft/demo", crystals=crystals)
+        path = tmp_path / told / "demo" / f"{name}.parquet"
+        (entries,) = read_entries([path])
+        said = relaxed if len(entries) == 20 else relaxed.take(np.arange(len(entries)))
+        more = {name: column for name, column in said.columns.items() if name not in entries.columns}
+        write_entries(path, dataclasses.replace(entries, columns={**entries.columns, **more}))
+    (done,) = read_entries([tmp_path / "dft/demo"])
+    finished = done.columns["status"] == "finished"
+    ended = np.where(np.arange(20) == np.flatnonzero(finished)[0], 0.0, np.where(finished, 1.0, np.nan))
+    whole = dataclasses.replace(done, columns={**done.columns, "converged_ionic": ended})
+    write_entries(tmp_path / "dft/demo/dft.parquet", whole)
+    page = Page(build_report([tmp_path / name / "demo" for name in ("relaxed", "screens", "dft")], n_jobs=1))
+    table = page.table("Mean absolute change")
+    assert [row[0] for row in table[1:]] == ["relaxed demo", "DFT demo", "the paper, by DFT"]
+    converged = table[0].index("Converged")
+    assert [row[converged] for row in table[1:3]] == [str(int((~columns["failed"]).sum())), str(finished.sum() - 1)]
 
 
 def test_dft(folders: dict[str, Any], page: Page) -> None:

@@ -13,7 +13,8 @@ from druse.cli import _bundle, _dft
 from druse.cli._bench import bench
 from druse.cli._doctor import doctor
 from druse.cli._evaluate import evaluate
-from druse.cli._generate import export, generate, resume
+from druse.cli._export import export
+from druse.cli._generate import generate, resume
 from druse.cli._plugins import attach
 from druse.cli._predict import predict
 from druse.cli._relax import relax
@@ -31,12 +32,12 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(resume)
-app.command()(export)
-app.command()(evaluate)
 app.command()(predict)
 app.command()(screen)
 app.command()(relax)
 app.command()(report)
+app.command()(export)
+app.command()(evaluate)
 app.command()(bench)
 app.command()(doctor)
 app.add_typer(_bundle.app, name="bundle")

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._options import AsJSON, Jobs, Limit, Sources
 from druse.errors import InputError
 
 app = typer.Typer(help="Hand structures to DFT, and read the results back.", no_args_is_help=True)
 
-AsJSON = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 _REASONS_SHOWN = 10
 _STATES = {
     "finished": "relaxed",
@@ -29,15 +29,13 @@ _STATES = {
 
 @app.command()
 def vasp(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN_OR_FILE...", help="Runs, screenings, files or folders of structures.")
-    ],
+    sources: Sources,
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
     potcars: Annotated[
         Path | None, typer.Option(help="Folder of your POTCARs, for ENMAX; pymatgen's setting, else a table.")
     ] = None,
     write_potcar: Annotated[bool, typer.Option("--write-potcar", help="Join your POTCARs in each folder.")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many, the first ones; all.", min=1)] = None,
+    limit: Limit = 0,
     kspacing: Annotated[float, typer.Option(help="Of k-points, in 2π/Å: vaspkit's Kmesh-Resolved Value.")] = 0.03,
     encut_factor: Annotated[float, typer.Option(help="ENCUT as a multiple of the largest ENMAX.")] = 1.5,
     functional: Annotated[str, typer.Option(help="Set of potentials: PBE, PBE_52, PBE_54 or PBE_64.")] = "PBE_64",
@@ -50,7 +48,7 @@ def vasp(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A tag to add or to change; repeatable.")
     ] = None,
     command: Annotated[str, typer.Option(help="That runs VASP, in array.sh.")] = "srun vasp_std",
-    jobs: Annotated[int, typer.Option(help="Processes that read structures; 0 for every core.", min=0)] = 1,
+    jobs: Jobs = 0,
     as_json: AsJSON = False,
 ) -> None:
     """Write INCAR, KPOINTS, POSCAR and POTCAR.spec of a relaxation, a folder for each structure.
@@ -64,7 +62,7 @@ def vasp(
         symbols=_pairs("--potcar", potcar, "Fe=Fe"), incar=_pairs("--incar", incar, "NCORE=4"), command=command,
     )  # fmt: skip
     written = write_vasp(
-        sources, out, settings=settings, potcars=potcars, write_potcar=write_potcar, limit=limit, n_jobs=jobs
+        sources, out, settings=settings, potcars=potcars, write_potcar=write_potcar, limit=limit or None, n_jobs=jobs
     )
     if as_json:
         typer.echo(json.dumps({**written._asdict(), "path": str(written.path)}, indent=2))
@@ -75,6 +73,7 @@ def vasp(
     if written.refused:
         console.print(f"[bold]{len(written.refused):,}[/] cannot be calculated", highlight=False)
         _print_reasons(console, list(written.refused.values()))
+    console.print(_plain(f"next: sbatch array.sh there, or VASP in each folder; then druse dft collect {written.path}"))
 
 
 @app.command()
@@ -84,7 +83,7 @@ def collect(
         Path | None,
         typer.Option(help="Your energies of elements in eV/atom: TOML (Li = -1.9), or CSV element,energy_per_atom."),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
+    jobs: Jobs = 0,
     seconds: Annotated[float, typer.Option(help="For one result.", min=1)] = 300.0,
     as_json: AsJSON = False,
 ) -> None:
@@ -133,7 +132,7 @@ def _print(found: Any, folder: Path, console: Console) -> None:
         table.add_column("", justify="right")
         table.add_column("n", justify="right")
         for name, value in found.changes.items():
-            table.add_row(name, "" if math.isnan(value["mean"]) else f"{value['mean']:.3f}", f"{value['n']:,}")
+            table.add_row(_told(name), "" if math.isnan(value["mean"]) else f"{value['mean']:.3f}", f"{value['n']:,}")
         console.print()
         console.print(table)
     if found.missing:
@@ -144,6 +143,12 @@ def _print(found: Any, folder: Path, console: Console) -> None:
             highlight=False,
         )
     console.print(_plain(f"\n{folder}/dft.parquet, dft.csv, comparison.json"))
+
+
+def _told(name: str) -> str:
+    """A change with its unit."""
+    unit = "degrees" if name in ("delta_alpha", "delta_beta", "delta_gamma") else "Å"
+    return "rmsd, normalised" if name == "rmsd" else f"{name.removesuffix('_angstrom')}, {unit}"
 
 
 def _print_reasons(console: Console, reasons: list[str]) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from druse.cli._counting import counting
+from druse.cli._options import Jobs
 from druse.errors import InputError
 
 _REASONS_SHOWN = 10
@@ -34,9 +35,7 @@ CutoffsOf = enum.StrEnum("CutoffsOf", ["mp20", "perov5", "carbon24"])
 def evaluate(
     crystals: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN_OR_FILE", help="Folder of a run or another command; any file or folder of crystals."
-        ),
+        typer.Argument(metavar="SOURCE", help="Folder of another command; file or folder of crystals of any kind."),
     ],
     reference: Annotated[
         Path,
@@ -53,7 +52,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for what is known of the reference; your cache folder.")
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither use nor keep that.")] = False,
-    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
+    jobs: Jobs = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, with every invalid crystal.")] = False,
 ) -> None:
     """Say how good generated crystals are: validity, coverage, distances from real crystals, uniqueness.

@@ -1,4 +1,4 @@
-"""``druse generate``, ``druse resume`` and ``druse export``."""
+"""``druse generate`` and ``druse resume``."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from druse.cli._machines import CPUs, GPUs, Machines, RayAddress, Shard, ShardsPerTask
+from druse.cli._options import AsJSON
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.control import Control
 from druse.errors import InputError
@@ -25,8 +26,6 @@ from druse.runs import Run, Summary
 from druse.schedules import SCHEDULES, sampling_schedule
 
 _DEVICES = "Devices that share the crystals, such as cuda:0,cuda:1."
-AsJSON = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress bar.")]
-Threads = Annotated[int, typer.Option(help="0: every core.", min=0)]
 BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Folder or .zip; the one that comes with Druse.")]
 
 
@@ -136,9 +135,11 @@ def generate(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or a screening.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a screening or a relaxation.")],
     bundle: BundlePath = None,
-    threads: Threads = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", "--jobs", help="Threads of a run, else processes; 0: every core.", min=0)
+    ] = 0,
     devices: Annotated[str, typer.Option(help=f"{_DEVICES} Empty: the first.")] = "",
     shard: Shard = "",
     ray: RayAddress = "",
@@ -147,7 +148,7 @@ def resume(
     shards_per_task: ShardsPerTask = 1,
     as_json: AsJSON = False,
 ) -> None:
-    """Go on with a run or a screening that was interrupted; it gives what it would have given."""
+    """Go on with a run, a screening or a relaxation that was interrupted; it gives what it would have given."""
     machines = Machines.of(shard, ray, cpus_per_task, gpus_per_task, shards_per_task)
     if (run / "screen.json").is_file():
         from druse.cli._screen import finish
@@ -157,26 +158,15 @@ def resume(
             raise InputError("--ray is for runs; a screening is shared by --shard")
         finish(Screening.open(run), threads, as_json, machines.share)
         return
+    if (run / "relax.json").is_file():
+        from druse.cli._relax import finish as relax_on
+        from druse.relax import Relaxation
+
+        relax_on(Relaxation.open(run), threads, as_json)
+        return
     opened = Run.open(run)
     generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))
     _finish(opened, generator, machines, Console(stderr=True), as_json)
-
-
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="File to write; a .zip gets one CIF for each crystal.", show_default=False)],
-    format: Annotated[str, typer.Option(help="extxyz, cif or csv; by the file's name.")] = "",  # noqa: A002
-    as_json: AsJSON = False,
-) -> None:
-    """Write the finished crystals of a run, but for failed ones, to one file."""
-    opened = Run.open(run)
-    n = opened.export(out, format=format)
-    if as_json:
-        typer.echo(json.dumps({"crystals": n, "count": opened.request.count, "file": str(out)}, indent=2))
-        return
-    left = opened.request.count - opened.finished
-    rest = f"; {left:,} are not finished: druse resume {run}" if left else ""
-    typer.echo(f"{n:,} crystals in {out}{rest}")
 
 
 def _finish(run: Run, generator: Generator, machines: Machines, console: Console, as_json: bool) -> None:

@@ -1,26 +1,24 @@
 """``druse predict``."""
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._counting import reading
+from druse.cli._options import AsJSON, Jobs, Sources
 from druse.errors import InputError
 
 
 def predict(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN_OR_FILE...", help="Folders of runs; files or folders of crystals.")
-    ],
+    sources: Sources,
     out: Annotated[
         Path, typer.Option(help="Table to write: .parquet, with the crystals, or .csv, without.", show_default=False)
     ],
@@ -34,8 +32,8 @@ def predict(
     ] = False,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of the networks; 0: every core.", min=0)] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes that read; 0 for every core.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJSON = False,
 ) -> None:
     """Predict properties of crystals by CGCNN, without PyTorch.
 
@@ -47,7 +45,7 @@ def predict(
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"--out must end with .parquet or .csv, got {out.name}")
     models = PropertyModels.open(model or (), embedded=embedded or not model, backend=backend, n_threads=threads)
-    with _counting(wanted=not as_json) as progress:
+    with reading(wanted=not as_json) as progress:
         parts = [models.add_to(part) for part in read_entries(sources, n_jobs=jobs, progress=progress)]
     entries = Entries.concatenate(parts)
     if out.suffix.lower() == ".csv":
@@ -63,16 +61,6 @@ def predict(
     console = Console()
     _print(summary, console if console.is_terminal else Console(width=160))
     typer.echo(f"{len(entries):,} entries in {out}" + (f", {unread:,} of which could not be read" if unread else ""))
-
-
-@contextlib.contextmanager
-def _counting(*, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """How many are done, on a terminal only; how many there are, no source says before its end."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} crystals"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _summary(values: np.ndarray, unit: str) -> dict[str, Any]:
@@ -91,6 +79,8 @@ def _print(summary: Mapping[str, Mapping[str, Any]], console: Console) -> None:
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for name, one in summary.items():
         numbers = ("" if one[key] is None else f"{one[key]:.4g}" for key in ("mean", "min", "max"))
+        if "|" in name and sum(other.startswith(name[: name.index("|") + 1]) for other in summary) == 1:
+            continue  # the only model of its property, whose column of the short name is the same
         style = "dim" if "|" in name else "bold"
         table.add_row(Text(name, style=style), Text(one["unit"]), f"{one['count']:,}", *numbers)
     console.print(table)

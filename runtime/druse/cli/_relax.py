@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,18 +11,17 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from druse.cli._counting import counting
+from druse.cli._options import AsJSON, Jobs, Limit, Sources
 from druse.errors import InputError
 
 _REASONS_SHOWN = 10
 
 
 def relax(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE...", help="Folders of runs; files or folders of crystals.")
-    ],
+    sources: Sources,
     out: Annotated[Path, typer.Option(help="Folder to be made, or to go on with.", show_default=False)],
     calculator: Annotated[
         str, typer.Option(help="A name of ASE's, such as emt; chgnet; or module:Class, which is imported.")
@@ -33,10 +33,10 @@ def relax(
         ),
     ] = None,
     fmax: Annotated[float, typer.Option(help="Forces in the end, eV/Å.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="At most.")] = 500,
+    steps: Annotated[int, typer.Option(help="Moves of a crystal, at most.")] = 500,
     optimizer: Annotated[str, typer.Option(help="FIRE, BFGS or LBFGS.")] = "FIRE",
     cell: Annotated[bool, typer.Option("--cell/--no-cell", help="Whether cells move too.")] = True,
-    pressure: Annotated[float, typer.Option(help="GPa.")] = 0.0,
+    pressure: Annotated[float, typer.Option(help="From outside, GPa.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="For one crystal, by the clock on the wall.")] = 300.0,
     batched: Annotated[
         bool | None,
@@ -44,9 +44,9 @@ def relax(
             "--batched/--no-batched", help="Crystals that share calls; where the calculator can.", show_default=False
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Entries, at most; 0 for all.", min=0)] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON, and no progress.")] = False,
+    limit: Limit = 0,
+    jobs: Jobs = 0,
+    as_json: AsJSON = False,
 ) -> None:
     """Relax crystals, in a folder that any interruption leaves whole: the same command goes on.
 
@@ -58,13 +58,25 @@ def relax(
         calculator, batched=batched, arguments=_arguments(arguments or []), optimizer=optimizer, fmax=fmax, steps=steps,
         cell=cell, pressure=pressure, seconds=seconds,
     )  # fmt: skip
-    relaxation = Relaxation.create(out, sources, how, limit=limit)
+    finish(Relaxation.create(out, sources, how, limit=limit), jobs, as_json)
+
+
+def finish(relaxation: Any, jobs: int, as_json: bool) -> None:
+    """Go on with a relaxation to its end, and print what it came to."""
+    out = relaxation.path
     console = Console(stderr=True)
     warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)  # by loky, which takes caches for a leak
-    columns = (SpinnerColumn(), TextColumn("relaxed {task.completed:,}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=as_json or not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        summary = relaxation.finish(n_jobs=jobs, progress=lambda done: bar.update(task, completed=done))
+    try:
+        with counting(wanted=not as_json) as progress:
+            total = relaxation.count() if console.is_terminal and not as_json else 0
+            progress("relaxing", 0, total)
+            summary = relaxation.finish(n_jobs=jobs, progress=lambda done: progress("relaxing", done, total))
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; what is relaxed is stored. Go on with [bold]druse resume {escape(str(out))}[/]",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(130)
     if as_json:
         typer.echo(json.dumps({"folder": str(out), **_json(msgspec.to_builtins(summary))}, indent=2))
         return

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from druse.cli._options import AsJSON, Jobs
 from druse.errors import InputError
 
 
@@ -28,8 +29,8 @@ def report(
     ] = None,
     models: Annotated[bool, typer.Option(help="Ask the property models of the crystals of a run.")] = True,
     symmetry: Annotated[bool, typer.Option(help="Look for the space groups of the crystals of a run.")] = True,
-    jobs: Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the page's numbers as JSON, no progress bar.")] = False,
+    jobs: Jobs = 0,
+    as_json: AsJSON = False,
 ) -> None:
     """One HTML page of what became of crystals, with nothing to load from a network.
 

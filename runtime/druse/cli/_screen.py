@@ -15,22 +15,28 @@ from rich.text import Text
 from druse._shares import Share
 from druse.cli._counting import counting
 from druse.cli._machines import Shard
+from druse.cli._options import AsJSON, Jobs
 from druse.errors import InputError
 
 _REASONS_SHOWN = 3
-AsJSON = Annotated[bool, typer.Option("--json", help="Print the funnel as JSON, and no progress bar.")]
-Jobs = Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)]
 
 
 def screen(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN|FILE...", help="Runs, and files or folders of crystals, of any kind that Druse reads."
+            metavar="SOURCE...", help="Folders of other commands; files and folders of crystals of any kind."
         ),
     ] = None,
-    rules: Annotated[Path | None, typer.Option(help="File of rules (TOML); a few sensible ones.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of rules (TOML), as --example prints; else atoms apart, charges balanced, nothing twice."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to be made, or to go on with (required).", show_default=False)
+    ] = None,
     model: Annotated[
         list[Path] | None, typer.Option(help="Bundle of a property model, beside those of Druse and the rules.")
     ] = None,
