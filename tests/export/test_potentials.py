@@ -59,6 +59,18 @@ def test_chgnet_together_is_chgnet() -> None:
 
 
 @pytest.mark.usefixtures("chgnet")
+def test_arithmetic_is_as_before() -> None:
+    """CHGNet takes denormal numbers as zero, which is a switch of the whole thread, and stays on with whoever forgets."""
+    from druse_export.chgnet import ChgnetPotential
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ChgnetPotential()(batch(NACL, MGO))
+    assert np.float64(5e-324) * np.float64(1.0) > 0
+    assert np.float32(1e-45) * np.float32(1.0) > 0
+
+
+@pytest.mark.usefixtures("chgnet")
 def test_what_chgnet_does_not_know() -> None:
     from druse_export.chgnet import ChgnetPotential
 

@@ -365,7 +365,7 @@ def test_killed_at_any_moment_and_begun_again(tmp_path: Path, source: Path) -> N
         child.wait()
         assert not (torn / "relaxed.parquet").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in torn.glob("pieces/0*")}
-    assert len(kept) == 2
+    assert len(kept) >= 2
     subprocess.run([*command, str(torn)], env=environment, check=True, capture_output=True, timeout=300)
     assert contents(torn) == contents(whole)
     assert {name: (torn / "pieces" / name).stat().st_mtime_ns for name in kept} == kept
