@@ -60,7 +60,7 @@ def test_chgnet_together_is_chgnet() -> None:
 
 @pytest.mark.usefixtures("chgnet")
 def test_arithmetic_is_as_before() -> None:
-    """CHGNet takes denormal numbers as zero, which is a switch of the whole thread, and stays on with whoever forgets."""
+    """CHGNet takes denormal numbers as zero, a switch of the whole thread that stays on with whoever forgets it."""
     from druse_export.chgnet import ChgnetPotential
 
     with warnings.catch_warnings():
