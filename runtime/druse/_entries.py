@@ -1,5 +1,6 @@
 """Entries of a source: crystals and failures with what is said of them, checked against the limits."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from druse._array_sources import Arrays
+from druse._arrays import Float64
 from druse._limits import Limits, Row
 from druse._structures import faults
 from druse.crystals import Crystals
@@ -22,6 +24,7 @@ __all__ = [
     "column_of",
     "columns_of",
     "facts_of",
+    "numbers_of",
     "shown",
     "writable",
 ]
@@ -174,6 +177,17 @@ def column_of(values: Sequence[Any]) -> np.ndarray:
         return np.array([np.nan if value in (None, "") else float(value) for value in values], np.float64)
     except (TypeError, ValueError, OverflowError):
         return np.array(["" if value is None else str(value) for value in values], str)
+
+
+def numbers_of(column: np.ndarray) -> Float64[np.ndarray, "entries"]:
+    """A column as numbers; of text what reads as one, NaN elsewhere: a table may say ``n/a`` in a single row."""
+    if column.dtype.kind != "U":
+        return column.astype(np.float64)
+    found = np.full(len(column), np.nan)
+    for k, text in enumerate(column.tolist()):
+        with contextlib.suppress(ValueError):
+            found[k] = float(text)
+    return found
 
 
 def _joined(columns: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:

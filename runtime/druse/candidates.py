@@ -33,7 +33,7 @@ from druse._entries import (
 )
 from druse._limits import LIMITS, Limits, Row
 from druse._processes import Processes, time_limit
-from druse._rows import read_rows
+from druse._rows import folder_files, read_rows
 from druse._structures import Understood, understand_row
 from druse.crystals import Crystals
 from druse.errors import InputError
@@ -46,6 +46,7 @@ __all__ = [
     "Entries",
     "Limits",
     "Piece",
+    "files_of",
     "pieces",
     "read_entries",
     "understand",
@@ -200,17 +201,37 @@ _MADE = {
 """What a folder of a command has as its result, and the command that makes it."""
 
 
+def files_of(source: Any) -> list[Path]:
+    """The files that `pieces` reads of one source, in order; what else lies in its folder changes nothing.
+
+    Raises:
+        InputError: it does not exist, or its result is not there yet.
+    """
+    place = Path(source)
+    if (place / "run.json").is_file():
+        return Run.open(place).files
+    place = _result(place)
+    if not place.exists():
+        raise InputError(f"{place} does not exist; give a run, or a file or folder of crystals")
+    return [file for name in folder_files(place) if (file := place / name).is_file()] if place.is_dir() else [place]
+
+
+def _result(source: Path) -> Path:
+    """The file of crystals in a folder that a command made; any other source as it is."""
+    for told, (name, command) in _MADE.items():
+        if (source / told).is_file():
+            if not (source / name).is_file():
+                raise InputError(f"{source} has no {name} yet; {command} makes it")
+            return source / name
+    return source
+
+
 def _cut(source: Path, size: int, limits: Limits) -> Iterator[tuple[Row, ...] | Entries]:
     if (source / "run.json").is_file():
         for part in _run(Run.open(source), str(source)):
             yield from (part.take(range(k, min(k + size, len(part)))) for k in range(0, len(part), size))
         return
-    for told, (name, command) in _MADE.items():
-        if (source / told).is_file():
-            if not (source / name).is_file():
-                raise InputError(f"{source} has no {name} yet; {command} makes it")
-            source = source / name
-            break
+    source = _result(source)
     kind = source.suffix.lower()
     if kind in (".db", ".pt", ".pth"):
         if not source.is_file():
