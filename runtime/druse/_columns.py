@@ -52,11 +52,20 @@ def parquet_of(columns: Mapping[str, Any], facts: Mapping[str, str]) -> memoryvi
             flat = pa.array(np.ascontiguousarray(column).reshape(-1))
             arrays[name] = pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
         else:
-            arrays[name] = pa.array(column.tolist() if column.dtype.kind == "U" else np.ascontiguousarray(column))
+            arrays[name] = _flat(column)
     buffer = io.BytesIO()
     table = pa.table(arrays).replace_schema_metadata({key.encode(): text.encode() for key, text in facts.items()})
     parquet.write_table(table, buffer, compression="zstd", row_group_size=_ROWS)
     return buffer.getbuffer()
+
+
+def _flat(column: np.ndarray) -> Any:
+    """A column of one axis for a file; of text also where there are no rows."""
+    import pyarrow as pa
+
+    return (
+        pa.array(column.tolist(), pa.string()) if column.dtype.kind == "U" else pa.array(np.ascontiguousarray(column))
+    )
 
 
 def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -65,7 +74,8 @@ def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Non
     Args:
         path: of the file.
         parts: columns of one axis: whole numbers, float64, or text. A column that some parts lack is missing there; one
-            that is text in some is text in all. Parts are gone through once, and kept on disk in between.
+            that is text in some is text in all, and one of float64 in some is that in all. Parts are gone through once,
+            and kept on disk in between; the file does not show where one ends.
     """
     require("pyarrow.parquet", purpose="writing Parquet", extra="cpu")
     import pyarrow as pa
@@ -74,17 +84,31 @@ def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Non
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as folder:
         places, fields = [], dict[str, Any]()
         for place, part in zip(map(Path(folder).joinpath, map(str, itertools.count())), parts, strict=False):
-            table = pa.table({name: pa.array(c.tolist() if c.dtype.kind == "U" else c) for name, c in part.items()})
+            table = pa.table({name: _flat(column) for name, column in part.items()})
             for field in table.schema:
-                fields[field.name] = pa.string() if fields.get(field.name) == pa.string() else field.type
+                fields[field.name] = max(field.type, fields.get(field.name, field.type), key=_breadth)
             feather.write_feather(table, place, compression="zstd")
             places.append(place)
         schema = pa.schema(list(fields.items()))
         with whole_file(path, "wb") as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            waiting = [schema.empty_table()]
             for place in places:
                 table = feather.read_table(place, memory_map=False)
                 columns = [_filled(table, name, kind) for name, kind in fields.items()]
-                writer.write_table(pa.table(columns, schema=schema))
+                waiting.append(pa.table(columns, schema=schema))
+                length = sum(map(len, waiting))
+                if whole := length - length % _ROWS:
+                    joined = pa.concat_tables(waiting)
+                    writer.write_table(joined.slice(0, whole), row_group_size=_ROWS)
+                    waiting = [joined.slice(whole)]
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _breadth(kind: Any) -> int:
+    """Which of two types of a column can hold the other's values: the one with the greater number."""
+    import pyarrow as pa
+
+    return 2 if pa.types.is_string(kind) else int(pa.types.is_floating(kind))
 
 
 def _filled(table: Any, name: str, kind: Any) -> Any:
@@ -94,6 +118,8 @@ def _filled(table: Any, name: str, kind: Any) -> Any:
     if name not in table.column_names:
         return pa.array([""] * len(table), kind) if kind == pa.string() else pa.nulls(len(table), kind)
     column = table.column(name)
+    if column.type != kind and kind != pa.string():
+        return column.cast(kind)
     if column.type != kind:  # numbers where other parts have text
         return pa.array(["" if value is None or value != value else str(value) for value in column.to_pylist()], kind)
     return column

@@ -1,5 +1,6 @@
 """Entries of a source: crystals and failures with what is said of them, checked against the limits."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from druse._array_sources import Arrays
+from druse._arrays import Float64
 from druse._limits import Limits, Row
 from druse._structures import faults
 from druse.crystals import Crystals
@@ -26,7 +28,10 @@ __all__ = [
     "column_of",
     "columns_of",
     "facts_of",
+    "file_keys",
     "named_entry",
+    "numbers_of",
+    "on_one_line",
     "shown",
     "writable",
 ]
@@ -153,23 +158,42 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def named_entry(entries: Entries, b: int, name: str, *, whole: bool) -> Named:
-    """One entry for a file of `druse.io`, under a name; also what is not known of it if ``whole``."""
-    facts: dict[str, Any] = {"id": _on_one_line(name), "file": _on_one_line(Path(entries.files[b]).name)}
+def file_keys(columns: Iterable[str]) -> dict[str, str]:
+    """For each column what files call it, each by another name."""
+    found = {"id": "id", "file": "file"}
+    for name in columns:
+        key = re.sub(r"[^\w.|/+-]", "_", name) or "_"
+        while key in found.values():
+            key += "_"
+        found[name] = key
+    return found
+
+
+def named_entry(entries: Entries, b: int, name: str, keys: Mapping[str, str], *, whole: bool) -> Named:
+    """One entry for a file of `druse.io`, under a name; also what is not known of it if ``whole``.
+
+    Args:
+        entries: any.
+        b: place of the one.
+        name: of it.
+        keys: see `file_keys`.
+        whole: whether all entries have all facts.
+    """
+    facts: dict[str, Any] = {"id": on_one_line(name), "file": on_one_line(Path(entries.files[b]).name)}
     for key, column in entries.columns.items():
         value = text_of(column[b])
         if isinstance(value, str):
-            value = _on_one_line(value)
+            value = on_one_line(value)
         elif math.isnan(value):
             value = ""
-        elif key in _COUNTS and value == int(value):
+        elif key in _COUNTS and value.is_integer():
             value = int(value)
         if whole or value != "":
-            facts[re.sub(r"[^\w.|/+-]", "_", key)] = value
+            facts[keys[key]] = value
     return next(named([entries.crystals[b]], [facts]))
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """Text from outside, and nothing in it that a terminal or a file's format would obey."""
     return "".join(c if c.isprintable() else " " for c in text)
 
@@ -203,6 +227,17 @@ def column_of(values: Sequence[Any]) -> np.ndarray:
         return np.array([np.nan if value in (None, "") else float(value) for value in values], np.float64)
     except (TypeError, ValueError, OverflowError):
         return np.array(["" if value is None else str(value) for value in values], str)
+
+
+def numbers_of(column: np.ndarray) -> Float64[np.ndarray, "entries"]:
+    """A column as numbers; of text what reads as one, NaN elsewhere: a table may say ``n/a`` in a single row."""
+    if column.dtype.kind != "U":
+        return column.astype(np.float64)
+    found = np.full(len(column), np.nan)
+    for k, text in enumerate(column.tolist()):
+        with contextlib.suppress(ValueError):
+            found[k] = float(text)
+    return found
 
 
 def _joined(columns: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:

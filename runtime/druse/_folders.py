@@ -7,8 +7,13 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from druse.errors import InputError
+
+File = TypeVar("File")
 
 _LOCK = ".lock"
 _AGAIN = 0.5  # seconds until a lock that another process has is asked for again
@@ -50,6 +55,31 @@ def locked(
         os.close(descriptor)
 
 
+def asked_in(folder: Path, name: str, kind: type[File], schema: int, *, what: str, command: str) -> File:
+    """What was asked for, from the file that says so in a folder of results.
+
+    Args:
+        folder: any.
+        name: of the file, JSON.
+        kind: what it holds, with a field ``schema``.
+        schema: the version that this Druse reads.
+        what: there is in such a folder: "run".
+        command: that makes one.
+
+    Raises:
+        InputError: there is none, or it is of another version of Druse.
+    """
+    try:
+        file = msgspec.json.decode((folder / name).read_bytes(), type=kind)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder} holds no {what} ({name}); make one with {command} --out {folder}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder / name} cannot be used: {error}; it may be of another Druse") from error
+    if (found := getattr(file, "schema", None)) != schema:
+        raise InputError(f"{folder / name} has version {found}, this Druse reads {schema}; update Druse")
+    return file
+
+
 def is_taken(folder: Path, name: str) -> bool:
     """Whether a process has this right now."""
     try:
@@ -71,6 +101,17 @@ def is_left_over(path: Path) -> bool:
     """What a writer that was killed may have left before there was a run."""
     name = path.name
     return name == _LOCK or name.startswith(f"{_LOCK}-") or (name.startswith(".") and name.endswith(".part"))
+
+
+def check_free(folder: Path, name: str) -> None:
+    """A folder of results can be there: nothing is but what is left over, or the file of this name, by now.
+
+    Raises:
+        InputError: there is something else.
+    """
+    there = {path.name for path in folder.iterdir() if not is_left_over(path)} if folder.is_dir() else {""}
+    if folder.exists() and there and name not in there:
+        raise InputError(f"{folder} is not an empty folder; give another one")
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from druse._array_sources import Arrays
 from druse._arrays import Int64
+from druse._entries import checked, column_of
 from druse._judge import Judge, Verdict
 from druse._processes import Processes
 from druse._together import apply, narrowed
-from druse.candidates import Entries
+from druse.candidates import LIMITS
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.rules import RuleSet
@@ -61,9 +63,12 @@ def screen(
             raise InputError(
                 f"`columns` must have {len(crystals)} values each, {name!r} has shape {list(column.shape)}"
             )
-    n, empty = len(crystals), crystals.n_atoms == 0
-    failures = tuple("it has no atoms" if bad else "" for bad in empty)
-    entries = Entries(0, ("",) * n, tuple(map(str, range(n))), failures, crystals, given)
+    n = len(crystals)
+    arrays = Arrays(
+        tuple(map(str, range(n))), ("",) * n, crystals.cells, crystals.offsets, crystals.frac, crystals.species, ()
+    )
+    said = {name: column if column.dtype.kind == "U" else column_of(column.tolist()) for name, column in given.items()}
+    entries = dataclasses.replace(checked(arrays, ("",) * n, LIMITS), columns=said)
     judged = Judge(rules, n_threads=0)(entries)
     names, verdicts = list(judged.rules), list(judged.verdicts)
     left, numbers = judged.entries.take(judged.alive), judged.alive

@@ -5,12 +5,13 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from druse._entries import numbers_of
 from druse.candidates import Entries
 from druse.conditions import crystal_system
 from druse.crystals import Crystals
@@ -18,17 +19,19 @@ from druse.elements import SYMBOLS, formula_of
 from druse.graphs import COINCIDENT, radius_graph
 from druse.lattice import parameters_from_cells, plane_spacings, volumes
 from druse.properties import PropertyModels
-from druse.rules import LONGEST, CompositionRule, GeometryRule, PropertyRule, RuleSet, SymmetryRule
+from druse.rules import LONGEST, MODELS, READ, CompositionRule, GeometryRule, PropertyRule, RuleSet, SymmetryRule
 from druse.symmetry import space_groups
 from druse.validity import compositional_faults
 
-READ, MODELS = "read", "property models"
-"""Names of what is no rule, in counts and times."""
-
 _SECONDS = 30.0  # for the symmetry of one crystal, of milliseconds
-_COMPUTED = ("formula", "n_atoms", "volume_per_atom", "nearest_distance")
+COMPUTED = ("formula", "n_atoms", "volume_per_atom", "nearest_distance")
 _OURS = ("number", "rule", "reason", "value", "score")
 MISSING = "nothing is known of its {}"
+
+
+def in_results(name: str) -> str:
+    """What a column of a source is called where results have columns of their own."""
+    return f"source_{name}" if name in _OURS else name
 
 
 class Verdict(NamedTuple):
@@ -102,8 +105,8 @@ class Judge:
 
 
 @functools.lru_cache(maxsize=1)
-def judge_of(rules: RuleSet) -> Judge:
-    """The judge of this process, which stays from one piece to the next."""
+def judge_of(rules: RuleSet, models: Hashable) -> Judge:  # noqa: ARG001
+    """The judge of this process, which stays from one piece to the next while the content of models is the same."""
     return Judge(rules)
 
 
@@ -135,10 +138,8 @@ class _Work:
         self.seconds = {READ: entries.seconds, MODELS: 0.0} | {rule.name: 0.0 for rule in rules.single}
         self._columns: dict[str, np.ndarray] = {}
         for name, column in entries.columns.items():
-            if name in _OURS:
-                name = f"source_{name}"
-            if name not in _COMPUTED:
-                self._columns[name] = column
+            if name not in COMPUTED:
+                self._columns[in_results(name)] = column
         self._predicted = models is None
         self.alive = np.flatnonzero(entries.ok)
         crystals = entries.crystals
@@ -156,23 +157,23 @@ class _Work:
         return self._entries.crystals.take(self.alive)
 
     def number(self, name: str) -> np.ndarray:
-        """A column of those that are still in; NaN where nothing is known, or it is text."""
+        """A column of those that are still in; NaN where nothing is known, or it is no number."""
         column = self._columns.get(name)
-        if column is None or column.dtype.kind == "U":
-            return np.full(len(self.alive), math.nan)
-        return column[self.alive].astype(np.float64)
+        if column is None:  # what the source says, before something that is computed takes its name
+            column = self._entries.columns.get(name.removeprefix("source_"))
+        return np.full(len(self.alive), math.nan) if column is None else numbers_of(column[self.alive])
 
     def set(self, name: str, values: Any, places: Any = None) -> None:
         """A column, for those that are still in unless ``places`` says otherwise."""
         values = np.asarray(values)
         text = values.dtype.kind == "U"
         column = np.full(len(self._entries), "" if text else math.nan, object if text else np.float64)
-        column[self.alive if places is None else np.asarray(places)] = values
+        column[self.alive if places is None else np.asarray(places, np.int64)] = values
         self._columns[name] = column.astype(str) if text else column
 
     def replace(self, name: str, values: Any) -> None:
         """A column that is computed here; what the source says under this name is kept under another."""
-        if name in self._entries.columns and "|" not in name:
+        if name in self._entries.columns:
             self._columns.setdefault(f"source_{name}", self._entries.columns[name])
         self.set(name, values)
 
@@ -181,8 +182,9 @@ class _Work:
         if self._predicted or self._models is None:
             return
         with self.timed(MODELS):
+            self._columns = self._models.kept(self._columns)
             for name, values in self._models.columns(self.crystals).items():
-                self.replace(name, values)
+                self.set(name, values)
         self._predicted = True
 
     @contextmanager

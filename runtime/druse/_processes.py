@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import faulthandler
+import functools
 import itertools
 import os
 import signal
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from druse._dependencies import require
 from druse.errors import DruseError
@@ -143,7 +145,8 @@ def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future
 def time_limit(seconds: float | None) -> Iterator[None]:
     """TimeoutError in the block when it takes longer; for the main thread of a process that `Processes` started.
 
-    It comes again every second, for libraries that take it for an error of their own and go on.
+    It comes again every second, for libraries that take it for an error of their own and go on. Where native code does
+    not come back, the process ends, as if it had been killed.
     """
 
     def late(*_: Any) -> None:
@@ -154,8 +157,15 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 1.0), exit=True, file=_nowhere())
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+@functools.cache
+def _nowhere() -> IO[str]:
+    return open(os.devnull, "w")  # noqa: PTH123

@@ -17,7 +17,7 @@ from druse._limits import LIMITS, Limits, Row, broken
 from druse._texts import Expands, cif_blocks, next_line, opened
 from druse.errors import InputError
 
-__all__ = ["KINDS", "Row", "read_records", "read_rows"]
+__all__ = ["KINDS", "Row", "folder_files", "read_records", "read_rows"]
 
 KINDS = (
     ".csv, .parquet, .extxyz, .xyz, .cif, POSCAR, .vasp, .json, .jsonl (each but Parquet also .gz), .zip, and folders "
@@ -355,14 +355,18 @@ def _is_poscar(name: str) -> bool:
 
 
 def _folder_rows(folder: Path, limits: Limits) -> Iterator[Row]:
-    """Of the folder's CIF and POSCAR files, and of the file POSCAR in each folder that it holds."""
-    names = [entry.name for entry in os.scandir(folder)]
-    found = {name for name in names if name.lower().endswith(".cif") or _is_poscar(name)}
-    inner = {f"{name}/POSCAR" for name in names if name not in found}
-    files = sorted(found | {name for name in inner if os.path.isfile(folder / name)})  # noqa: PTH113
+    files = folder_files(folder)
     if not files:
         raise InputError(f"the folder {folder} holds no CIF files (*.cif), and none of POSCAR")
     return _file_rows(folder, files, limits)
+
+
+def folder_files(folder: Path) -> list[str]:
+    """Names of a folder's CIF and POSCAR files, and of the file POSCAR in each folder that it holds, in order."""
+    names = [entry.name for entry in os.scandir(folder)]
+    found = {name for name in names if name.lower().endswith(".cif") or _is_poscar(name)}
+    inner = {f"{name}/POSCAR" for name in names if name not in found}
+    return sorted(found | {name for name in inner if os.path.isfile(folder / name)})  # noqa: PTH113
 
 
 def _file_rows(folder: Path, files: list[str], limits: Limits) -> Iterator[Row]:

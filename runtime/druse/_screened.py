@@ -1,64 +1,39 @@
-"""What the folder of a screening holds, as values."""
+"""What a screening came to, as values and in files."""
 
 import collections
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from druse._columns import read_columns, write_columns
-from druse._entries import named_entry
+from druse._entries import file_keys, named_entry, on_one_line
 from druse._judge import Verdict
 from druse._together import Outcome
-from druse.candidates import Entries, pieces, understand
+from druse.candidates import Entries
 from druse.errors import InputError
-from druse.io import Named
-from druse.rules import RuleSet
+from druse.io import Named, plain_name
 
+_PARTICULAR = {
+    "unique": ("the same as", "the same as an earlier one"),
+    "novel": ("known", "in the reference"),
+    "symmetry": ("no space group", "no space group"),
+}
+"""Kinds whose reasons begin so where they say something of one crystal, and what that is for all."""
 _SHOWN = 20
 """Reasons of a rule that the funnel lists, the most frequent; the rest are counted together."""
 
 
-class Used(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A file or folder that a screening read.
-
-    Attributes:
-        path: absolute.
-        sha256: of its content; of a folder, of its files' names and contents.
-    """
-
-    path: str
-    sha256: str
-
-
-class ScreenFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``screen.json``.
-
-    Attributes:
-        schema: version of the folder's format.
-        sources: of the crystals, in order.
-        rules: in the order in which they are applied.
-        models: columns that the property models give.
-        others: models and references that the rules name.
-        entries: of all sources together.
-        piece: entries of a piece.
-        versions: of what took part when the screening began.
-        created: when, UTC.
-    """
-
-    schema: int
-    sources: tuple[Used, ...]
-    rules: RuleSet
-    models: tuple[str, ...]
-    others: tuple[Used, ...]
-    entries: int
-    piece: int
-    versions: dict[str, str]
-    created: str
+NO_ROWS = {
+    name: np.zeros(0, kind)
+    for kind, names in ((np.int64, ("number",)), (str, ("id", "file", "formula")), (np.int64, ("n_atoms",)),
+                        (str, ("rule", "reason")), (np.float64, ("value",)))
+    for name in names
+}  # fmt: skip
+"""Columns of ``verdicts.parquet`` that stand before others, also where there are no entries."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,32 +67,6 @@ class Funnel(msgspec.Struct, frozen=True, kw_only=True):
     survivors: int
 
 
-def same(a: ScreenFile, b: ScreenFile) -> bool:
-    """Whether both ask for the same; versions and times do not count."""
-    return msgspec.structs.replace(a, versions=b.versions, created=b.created) == b
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content; of a folder, of the names and contents of the files that it and its folders hold.
-
-    Raises:
-        InputError: it does not exist.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a run, or a file or folder of crystals")
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    found = hashlib.sha256()
-    for part in _files(path):
-        found.update(f"{part.relative_to(path)}\0{digest_of(part)}\n".encode())
-    return found.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (part for part in sorted(folder.rglob("*")) if part.is_file() and not part.name.startswith("."))
-
-
 def write_outcome(path: Path, outcome: Outcome, seconds: float) -> None:
     """What a rule that needs all crystals said, as a file that appears whole or not at all."""
     places = np.array([*outcome.verdicts, *outcome.scores], np.int64)
@@ -145,15 +94,24 @@ def read_outcome(path: Path, advice: str) -> Outcome:
     return Outcome(verdicts, {place: value for place, reason, value in rows if not reason})
 
 
-def general(reason: str) -> str:
-    """A reason without what is particular to one crystal, to be counted by."""
-    for start in ("the same as", "known", "no space group"):
-        if reason.startswith(start):
-            return {"the same as": "the same as an earlier one", "known": "in the reference"}.get(start, start)
-    return reason
+def general(kind: str, reason: str) -> str:
+    """A reason of a kind of rule without what is particular to one crystal, to be counted by."""
+    start, what = _PARTICULAR.get(kind, ("", reason))
+    return what if reason.startswith(start) else reason
 
 
-def shortened(counts: collections.Counter[str]) -> dict[str, int]:
+def funnel_of(entries: int, kinds: Mapping[str, str], reasons: Mapping[str, collections.Counter[str]]) -> Funnel:
+    """A funnel, from the kind of each step and how many were refused there for what reason, by its name."""
+    left, steps = entries, []
+    for name, kind in kinds.items():
+        refused = reasons[name].total()
+        shown = _shortened(reasons[name])
+        steps.append(Step(name=name, kind=kind, entered=left, refused=refused, passed=left - refused, reasons=shown))
+        left -= refused
+    return Funnel(entries=entries, rules=tuple(steps), survivors=left)
+
+
+def _shortened(counts: collections.Counter[str]) -> dict[str, int]:
     """The most frequent reasons, and how many others there are."""
     found = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN])
     if more := counts.total() - sum(found.values()):
@@ -161,26 +119,21 @@ def shortened(counts: collections.Counter[str]) -> dict[str, int]:
     return found
 
 
-def check_columns(rules: RuleSet, models: Sequence[str], sources: Sequence[Path]) -> None:
-    """Rules ask for columns that are somewhere: of a property model, or in the first entry of a source.
-
-    Raises:
-        InputError: one is nowhere.
-    """
-    known = dict.fromkeys(name for name in models if "|" not in name)
-    known |= dict.fromkeys(("n_atoms", "volume_per_atom", "nearest_distance", "spacegroup"))
-    for source in sources:
-        for piece in pieces([source], size=1):
-            known |= dict.fromkeys(understand(piece).columns)
-            break
-    for name in rules.columns:
-        if name not in known and name.removesuffix("_std") not in known:
-            raise InputError(
-                f"a rule asks for {name!r}, which no model gives and no source has; there are {', '.join(known)}"
-            )
+def named_survivors(entries: Entries, numbers: np.ndarray, *, whole: bool) -> Iterator[Named]:
+    """Survivors for a file, each with a name that no other has; also what is not known of one if ``whole``."""
+    keys = file_keys(entries.columns)
+    for b, name in enumerate(_distinct_names([on_one_line(name) for name in entries.ids], numbers)):
+        yield named_entry(entries, b, name, keys, whole=whole)
 
 
-def named_survivor(entries: Entries, numbers: np.ndarray, b: int, *, whole: bool) -> Named:
-    """One survivor for a file, with a name that no other has; also what is not known of it if ``whole``."""
-    name = entries.ids[b]
-    return named_entry(entries, b, f"{name}_{numbers[b]}" if entries.ids.count(name) > 1 else name, whole=whole)
+def _distinct_names(names: Sequence[str], numbers: np.ndarray) -> Iterator[str]:
+    """Names that files tell apart, also where they write fewer signs; one that repeats is followed by its number."""
+    counts = collections.Counter(map(plain_name, names))
+    taken = {key for key, count in counts.items() if key and count == 1}
+    for name, number in zip(names, numbers.tolist(), strict=True):
+        if plain_name(name) not in taken:
+            name = f"{name}_{number}"
+            while plain_name(name) in taken:
+                name += "_"
+            taken.add(plain_name(name))
+        yield name

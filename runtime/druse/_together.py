@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from druse._entries import numbers_of
 from druse._judge import MISSING, Verdict
 from druse._processes import Processes
 from druse.candidates import Entries
@@ -92,12 +94,14 @@ def _novel(rule: NovelRule, entries: Entries, processes: Processes, progress: Pr
 def _top_k(rule: TopKRule, entries: Entries) -> Outcome:
     """Refuses all but the best; of equal ones the earlier is better."""
     parts = [_term(term, entries) for term in rule.score]
-    total = np.sum(parts, axis=0) if len(entries) else np.zeros(0)
+    with np.errstate(invalid="ignore"):
+        total = functools.reduce(np.add, parts)
     found = {}
     for b in np.flatnonzero(np.isnan(total)).tolist():
-        missing = next(term.column for term, part in zip(rule.score, parts, strict=True) if math.isnan(part[b]))
-        found[b] = Verdict(MISSING.format(missing), math.nan)
-    formulas = _reduced(entries)
+        missing = (term.column for term, part in zip(rule.score, parts, strict=True) if math.isnan(part[b]))
+        name = next(missing, "score")  # where no term is missing, two are infinite and against each other
+        found[b] = Verdict(MISSING.format(name), math.nan)
+    formulas = _reduced(entries) if rule.per_formula is not None else []
     order = [int(b) for b in np.argsort(-total, kind="stable") if b not in found]
     chosen: dict[int, float] = {}
     of_formula: collections.Counter[Any] = collections.Counter()
@@ -108,24 +112,23 @@ def _top_k(rule: TopKRule, entries: Entries) -> Outcome:
         elif len(chosen) == rule.k:
             found[b] = Verdict(f"not among the best {rule.k:,}", score)
         else:
-            of_formula[formulas[b]] += 1
             chosen[b] = score
+            of_formula.update(formulas[b : b + 1])
     return Outcome(found, chosen)
 
 
 def _number(entries: Entries, name: str) -> np.ndarray:
-    """A column as numbers; NaN where nothing is known, or it is text."""
+    """A column as numbers; NaN where nothing is known, or it is no number."""
     column = entries.columns.get(name)
-    if column is None or column.dtype.kind == "U":
-        return np.full(len(entries), math.nan)
-    return column.astype(np.float64)
+    return np.full(len(entries), math.nan) if column is None else numbers_of(column)
 
 
 def _term(term: ScoreTerm, entries: Entries) -> np.ndarray:
     values = _number(entries, term.column)
     if term.goal == "target":
         aim = _number(entries, term.target) if isinstance(term.target, str) else np.float64(term.target or 0.0)
-        values = -np.abs(values - aim)
+        with np.errstate(invalid="ignore"):  # infinity is as far from itself as nothing is known
+            values = -np.abs(values - aim)
     found: np.ndarray = term.weight * (-values if term.goal == "min" else values) / term.scale
     return found
 

@@ -28,13 +28,14 @@ from druse._entries import (
     column_of,
     columns_of,
     facts_of,
+    file_keys,
     named_entry,
     shown,
     writable,
 )
 from druse._limits import LIMITS, Limits, Row
 from druse._processes import Processes, time_limit
-from druse._rows import KINDS, read_rows
+from druse._rows import KINDS, folder_files, read_rows
 from druse._structures import Understood, understand_row
 from druse.crystals import Crystals
 from druse.errors import InputError
@@ -50,6 +51,7 @@ __all__ = [
     "Limits",
     "Piece",
     "export",
+    "files_of",
     "pieces",
     "read_entries",
     "understand",
@@ -236,9 +238,10 @@ def export(
         nonlocal written, left_out
         for entries in read_entries(sources, n_jobs=n_jobs, progress=progress):
             left_out += int((~entries.ok).sum())
+            keys = file_keys(entries.columns)
             for b in np.flatnonzero(entries.ok).tolist():
                 written += 1
-                yield named_entry(entries, b, entries.ids[b], whole=False)
+                yield named_entry(entries, b, entries.ids[b], keys, whole=False)
 
     runs = [Run.open(source) for source in map(Path, sources) if (source / "run.json").is_file()]
     if len(runs) == len(sources) == 1:  # which says more of its crystals, and numbers them
@@ -257,22 +260,46 @@ _MADE = {
 """What a folder of a command has as its result, and the command that makes it."""
 
 
+def files_of(source: Any) -> list[Path]:
+    """The files that `pieces` reads of one source, in order; what else lies in its folder changes nothing.
+
+    Raises:
+        InputError: it does not exist, or its result is not there yet.
+    """
+    place = Path(source)
+    if (place / "run.json").is_file():
+        return Run.open(place).files
+    place = _result(place)
+    if not place.exists():
+        raise _missing(place)
+    return [file for name in folder_files(place) if (file := place / name).is_file()] if place.is_dir() else [place]
+
+
+def _result(source: Path) -> Path:
+    """The file of crystals in a folder that a command made; any other source as it is."""
+    for told, (name, command) in _MADE.items():
+        if (source / told).is_file():
+            if not (source / name).is_file():
+                raise InputError(f"{source} has no {name} yet; {command} makes it")
+            return source / name
+    return source
+
+
+def _missing(source: Path) -> InputError:
+    return InputError(
+        f"{source} does not exist; give a file or folder of crystals: a folder of druse, .db of ASE, .pt of Con-CDVAE, "
+        f"{KINDS}"
+    )
+
+
 def _cut(source: Path, size: int, limits: Limits) -> Iterator[tuple[Row, ...] | Entries]:
     if (source / "run.json").is_file():
         for part in _run(Run.open(source), str(source)):
             yield from (part.take(range(k, min(k + size, len(part)))) for k in range(0, len(part), size))
         return
-    for told, (name, command) in _MADE.items():
-        if (source / told).is_file():
-            if not (source / name).is_file():
-                raise InputError(f"{source} has no {name} yet; {command} makes it")
-            source = source / name
-            break
+    source = _result(source)
     if not source.exists():
-        raise InputError(
-            f"{source} does not exist; give a file or folder of crystals: a folder of druse, .db of ASE, .pt of "
-            f"Con-CDVAE, {KINDS}"
-        )
+        raise _missing(source)
     kind = source.suffix.lower()
     if kind in (".db", ".pt", ".pth"):
         if not source.is_file():

@@ -51,8 +51,12 @@ def named(crystals: Iterable[Crystals], facts: Iterable[Mapping[str, Any]] | Non
     infos = itertools.repeat({}) if facts is None else facts
     for place, (one, info) in enumerate(zip(crystals, infos, strict=facts is not None)):
         identity = info.get("id", place)
-        number = isinstance(identity, int)
-        yield Named(one, info, f"{identity:06d}" if number else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(identity)))
+        yield Named(one, info, f"{identity:06d}" if isinstance(identity, int) else plain_name(str(identity)))
+
+
+def plain_name(text: str) -> str:
+    """A name as blocks of CIF and files in an archive have it."""
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", text)
 
 
 def _atoms(one: Named) -> Any:
@@ -90,8 +94,12 @@ def to_pymatgen(crystals: Iterable[Crystals], facts: Facts | None = None) -> lis
 
 
 def write_extxyz(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:
-    """One file of extended XYZ, as ASE writes it; ``facts`` stand in the comment lines."""
+    """One file of extended XYZ, as ASE writes it; ``facts`` stand in the comment lines, ``stress`` as ``stress_``."""
     _write_extxyz(Path(path), named(crystals, facts))
+
+
+_EXTXYZ_OWN = ("Lattice", "Properties", "pbc", "virial", "stress", "dipole", "dielectric_tensor", "polarization")
+"""Names that mean something else than one number or text to ASE, which would not read the file again."""
 
 
 def _write_extxyz(path: Path, crystals: Iterator[Named]) -> None:
@@ -100,7 +108,8 @@ def _write_extxyz(path: Path, crystals: Iterator[Named]) -> None:
 
     with whole_file(path, "w") as file:
         for one in crystals:
-            write_xyz(file, _atoms(one), columns=["symbols", "positions"])
+            info = {f"{name}_" if name in ("", *_EXTXYZ_OWN) else name: value for name, value in one.info.items()}
+            write_xyz(file, _atoms(one._replace(info=info)), columns=["symbols", "positions"])
 
 
 def write_cif(path: Any, crystals: Iterable[Crystals], facts: Facts | None = None) -> None:

@@ -251,15 +251,19 @@ class PropertyModels:
         A column of the source that is called as one of these, such as a band gap that somebody computed, is kept as
         ``source_NAME``. Columns of an earlier prediction are replaced.
         """
-        earlier = {name.partition("|")[0] for name in entries.columns if name.count("|") == 3}
+        return dataclasses.replace(entries, columns={**self.kept(entries.columns), **self.columns(entries.crystals)})
+
+    def kept(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What stays of a source's columns beside those of these models; see `add_to`."""
+        earlier = {name.partition("|")[0] for name in columns if name.count("|") == 3}
         earlier |= {f"{name}_std" for name in earlier}
         kept = {}
-        for name, column in entries.columns.items():
+        for name, column in columns.items():
             if name not in self.units:
                 kept[name] = column
             elif name not in earlier and "|" not in name:
                 kept[f"source_{name}"] = column
-        return dataclasses.replace(entries, columns={**kept, **self.columns(entries.crystals)})
+        return kept
 
 
 def _pool(backend: Backend) -> ThreadPoolExecutor | None:

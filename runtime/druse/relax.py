@@ -28,7 +28,7 @@ from druse._calculators import calculator_class, has_potential, only_batched
 from druse._columns import write_columns
 from druse._dependencies import require
 from druse._files import whole_file
-from druse._folders import is_left_over, locked, versions_of
+from druse._folders import asked_in, check_free, locked, versions_of
 from druse._processes import Processes
 from druse._relaxed_files import (
     CHANGES,
@@ -119,7 +119,7 @@ class RelaxationFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         schema: version of the folder's format.
-        sources: files and folders of crystals.
+        sources: files and folders of crystals, absolute.
         limit: entries of them, at most; 0 for all.
         how: crystals are relaxed.
         versions: of what took part, by name.
@@ -183,14 +183,16 @@ class Relaxation:
             InputError: the folder is in use, or a source does not exist.
         """
         place = Path(path)
+        if not sources:
+            raise InputError("there is nothing to relax; give a run, files or folders of crystals")
         file = RelaxationFile(
-            schema=_SCHEMA, sources=tuple(map(str, sources)), limit=limit, how=how, versions=versions_of(*_PACKAGES),
+            schema=_SCHEMA, sources=tuple(str(Path(source).resolve()) for source in sources), limit=limit, how=how,
+            versions=versions_of(*_PACKAGES),
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         next(pieces(sources, size=1), None)
         if not (place / _FILE).exists():
-            if place.exists() and (not place.is_dir() or any(not is_left_over(one) for one in place.iterdir())):
-                raise InputError(f"{place} is not an empty folder; give another one")
+            check_free(place, _FILE)
             place.mkdir(parents=True, exist_ok=True)
             with locked(place):
                 if not (place / _FILE).exists():
@@ -209,17 +211,7 @@ class Relaxation:
             InputError: there is none, or it is of another version of Druse.
         """
         place = Path(path)
-        try:
-            file = msgspec.json.decode((place / _FILE).read_bytes(), type=RelaxationFile)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                f"{place} holds no relaxation ({_FILE}); make one with druse relax --out {place}"
-            ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{place / _FILE} cannot be used: {error}; it may be of another Druse") from error
-        if file.schema != _SCHEMA:
-            raise InputError(f"{place / _FILE} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
-        return cls(place, file)
+        return cls(place, asked_in(place, _FILE, RelaxationFile, _SCHEMA, what="relaxation", command="druse relax"))
 
     @property
     def table(self) -> Path:

@@ -8,7 +8,7 @@ the first rule that refuses it, and what survives does not depend on the order.
 
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,6 +21,8 @@ from druse.errors import InputError
 from druse.symmetry import ANGLE_TOLERANCE, SYMPREC, Method
 
 __all__ = [
+    "MODELS",
+    "READ",
     "CompositionRule",
     "GeometryRule",
     "NovelRule",
@@ -36,6 +38,10 @@ __all__ = [
     "is_collective",
     "read_rules",
 ]
+
+
+READ, MODELS = "read", "property models"
+"""Names of what is no rule, in counts and times; no rule can have them."""
 
 
 class _Base(
@@ -113,6 +119,10 @@ class CompositionRule(_Base, frozen=True, tag="composition"):
                     raise ValueError(f"`{field}` must hold symbols of elements, got {symbol!r}")
         if self.allowed and (odd := set(self.required) - set(self.allowed)):
             raise ValueError(f"`required` has {', '.join(sorted(odd))}, which `allowed` lacks")
+        if odd := set(self.required) & set(self.excluded):
+            raise ValueError(f"`required` has {', '.join(sorted(odd))}, which `excluded` has too; nothing can pass")
+        if self.allowed and set(self.allowed) <= set(self.excluded):
+            raise ValueError("`excluded` has all that `allowed` has; nothing can pass")
         _positive(self, "min_elements", "max_elements", "min_atoms", "max_atoms")
         _window(self, "min_elements", "max_elements")
         _window(self, "min_atoms", "max_atoms")
@@ -142,6 +152,7 @@ class PropertyRule(_Base, frozen=True, tag="property"):
         if not self.column:
             raise ValueError("`column` must be the name of a property or column")
         _finite(self, "min", "max", "tolerance", "max_std")
+        _aim(self)
         _window(self, "min", "max")
         if (self.target is None) != (self.tolerance is None):
             raise ValueError("`target` and `tolerance` go together")
@@ -154,7 +165,7 @@ class SymmetryRule(_Base, frozen=True, tag="symmetry"):
     Attributes:
         method: see `druse.symmetry.space_groups`.
         symprec: in Angstrom.
-        angle_tolerance: in degrees, of pymatgen.
+        angle_tolerance: in degrees, of pymatgen; moyo derives its own from ``symprec``.
         space_groups: allowed numbers; empty: all.
         crystal_systems: allowed ones; empty: all.
         min_space_group: lowest number; 2 refuses what has no symmetry.
@@ -169,6 +180,8 @@ class SymmetryRule(_Base, frozen=True, tag="symmetry"):
 
     def __post_init__(self) -> None:
         _positive(self, "symprec", "angle_tolerance", "min_space_group")
+        if self.method == "moyo" and self.angle_tolerance != ANGLE_TOLERANCE:
+            raise ValueError("`angle_tolerance` is of pymatgen, moyo takes none; leave it out")
         for number in (*self.space_groups, *([self.min_space_group] if self.min_space_group else [])):
             if not 1 <= number <= 230:
                 raise ValueError(f"space groups are numbered from 1 to 230, got {number}")
@@ -216,6 +229,7 @@ class ScoreTerm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if not self.column:
             raise ValueError("`column` must be the name of a property or column")
         _positive(self, "weight", "scale")
+        _aim(self)
         if (self.goal == "target") != (self.target is not None):
             raise ValueError("`target` belongs to the goal 'target', which needs it")
 
@@ -346,15 +360,17 @@ def _named(rules: Sequence[Rule]) -> list[Rule]:
     """
     given = [rule.name for rule in rules if rule.name]
     for name in given:
-        if given.count(name) > 1 or name == "read":
-            raise ValueError(f"the name {name!r} is {'taken' if name == 'read' else 'given twice'}; choose another")
+        if given.count(name) > 1 or name in (READ, MODELS):
+            raise ValueError(
+                f"the name {name!r} is {'taken' if name in (READ, MODELS) else 'given twice'}; choose another"
+            )
     natural = [rule.column if isinstance(rule, PropertyRule) else kind_of(rule) for rule in rules]
     seen = dict.fromkeys(given, 0)
     found: list[Rule] = []
     for rule, name in zip(rules, natural, strict=True):
         if not rule.name:
             n, free = 1, name
-            while free in seen or free == "read":
+            while free in seen or free in (READ, MODELS):
                 n += 1
                 free = f"{name} {n}"
             seen[free] = 0
@@ -369,6 +385,14 @@ def _finite(rule: Any, *names: str) -> None:
             raise ValueError(f"`{name}` must be a finite number, got {value}")
 
 
+def _aim(rule: Any) -> None:
+    """A target is a number or the name of a column."""
+    if rule.target == "":
+        raise ValueError("`target` must be a number or the name of a column, got ''")
+    if not isinstance(rule.target, str):
+        _finite(rule, "target")
+
+
 def _positive(rule: Any, *names: str) -> None:
     _finite(rule, *names)
     for name in names:
@@ -380,8 +404,3 @@ def _window(rule: Any, low: str, high: str) -> None:
     a, b = getattr(rule, low), getattr(rule, high)
     if a is not None and b is not None and a > b:
         raise ValueError(f"`{low}` is {a}, above `{high}`, which is {b}; nothing can pass")
-
-
-def described(rules: RuleSet) -> list[Mapping[str, Any]]:
-    """Rules as plain values, for JSON."""
-    return list(msgspec.to_builtins(rules.rules))

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from druse._files import whole_file
-from druse._folders import is_left_over
+from druse._folders import asked_in, check_free
 from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
 from druse._run_file import SCHEMA, RunFile, UsedBundle, differences, run_file
@@ -125,15 +125,7 @@ class Run:
             InputError: there is none, or it is of another version of Druse.
         """
         place = Path(path)
-        try:
-            file = msgspec.json.decode((place / _RUN).read_bytes(), type=RunFile)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{place} holds no run ({_RUN}); make one with druse generate --out {place}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{place / _RUN} cannot be used: {error}; it may be of another Druse") from error
-        if file.schema != SCHEMA:
-            raise InputError(f"{place / _RUN} has version {file.schema}, this Druse reads {SCHEMA}; update Druse")
-        return cls(place, file)
+        return cls(place, asked_in(place, _RUN, RunFile, SCHEMA, what="run", command="druse generate"))
 
     def generator(self, *, bundle: Any = None, n_threads: int = 0, devices: Sequence[str] = ()) -> Generator:
         """What goes on with the run: its bundle, on its backend.
@@ -221,6 +213,12 @@ class Run:
         """Crystals that are stored."""
         present = self._present()
         return sum(len(rows) for k, rows in enumerate(self.shards) if k in present)
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that `generated` reads, in order: what was asked for, and the finished shards."""
+        shards = [self._shard(k) for k in range(len(self.shards))]
+        return [self.path / _RUN, *(shard for shard in shards if shard.exists())]
 
     def generated(self, *, share: Share | None = None) -> Iterator[Generated]:
         """The finished shards, of a share or of all, in order; failed crystals among them."""
@@ -358,12 +356,8 @@ class Run:
 
 def _begun(place: Path, file: RunFile) -> bool:
     """Whether this process has begun the run; if not, another one has."""
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{place} is not an empty folder; give another one")
+    check_free(place, _RUN)
     place.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in place.iterdir() if not is_left_over(path)]
-    if others and _RUN not in others:
-        raise InputError(f"{place} is not an empty folder; give another one")
     with common(place):
         if (place / _RUN).exists():
             return False

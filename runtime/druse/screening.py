@@ -17,7 +17,6 @@ All files but ``seconds.json`` are the same after an interruption, and for any n
 import collections
 import contextlib
 import dataclasses
-import datetime as dt
 import functools
 import json
 import shutil
@@ -29,41 +28,37 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from druse._asked import SCHEMA, ScreenFile, Used, asked, check_columns, check_unchanged, difference
 from druse._columns import append_columns, read_facts
 from druse._dependencies import require
 from druse._files import whole_file
-from druse._folders import is_left_over, versions_of
+from druse._folders import asked_in, check_free
 from druse._in_memory import Screened, screen
-from druse._judge import MODELS, READ, Judged, Verdict, column_names, judge_of, open_models
+from druse._judge import Judged, Verdict, judge_of
 from druse._processes import Processes
 from druse._screened import (
+    NO_ROWS,
     Funnel,
-    ScreenFile,
     Step,
-    Used,
-    check_columns,
-    digest_of,
+    funnel_of,
     general,
-    named_survivor,
+    named_survivors,
     read_outcome,
-    same,
-    shortened,
     write_outcome,
 )
 from druse._shares import Share, common, working
 from druse._together import apply, narrowed
-from druse.candidates import PIECE, Entries, Piece, pieces, read_entries, understood, write_entries
+from druse.candidates import LIMITS, PIECE, Entries, Piece, pieces, read_entries, understood, write_entries
 from druse.errors import InputError
 from druse.io import write_named
-from druse.rules import NovelRule, RuleSet, kind_of
+from druse.rules import MODELS, READ, RuleSet, kind_of
 
 __all__ = ["Funnel", "ScreenFile", "Screened", "Screening", "Step", "Used", "Verdict", "screen"]
 
-_SCHEMA = 1
 _FILE, _PIECES, _TOGETHER = "screen.json", "pieces", "together"
 _VERDICTS, _SURVIVORS, _FUNNEL, _TIMES = "verdicts.parquet", "survivors.parquet", "funnel.json", "seconds.json"
 _EXPORTS = ("survivors.extxyz", "survivors.cif", "survivors.csv")
-_PACKAGES = ("moyopy", "numpy", "onnxruntime", "onnxruntime-gpu", "pymatgen", "pymatgen-core", "smact", "spglib")
+_NONE = dataclasses.replace(LIMITS, columns=1 << 30)  # a source may have as many columns as it may, and rules add some
 _OUTCOME = ("number", "rule", "reason", "value")
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -93,34 +88,22 @@ class Screening:
             raise InputError("there is nothing to screen; give a run, files or folders of crystals")
         if not 1 <= piece <= 1_000_000:
             raise InputError(f"`piece` must be from 1 to 1,000,000, got {piece}")
-        if place.exists() and not _is_empty_or_ours(place):
-            raise InputError(f"{place} is not an empty folder; give another one")
+        check_free(place, _FILE)
         require("pymatgen.core", "smact", "loky", purpose="screening", extra="screen")
         found = [Path(source).resolve() for source in sources]
-        others = [*rules.models, *(rule.reference for rule in rules.rules if isinstance(rule, NovelRule))]
-        models = column_names(open_models(rules))
-        check_columns(rules, models, found)
-        file = ScreenFile(
-            schema=_SCHEMA,
-            sources=tuple(Used(path=str(source), sha256=digest_of(source)) for source in found),
-            rules=rules,
-            models=models,
-            others=tuple(Used(path=other, sha256=digest_of(Path(other))) for other in dict.fromkeys(others)),
-            entries=sum(map(len, pieces(found, size=piece))),
-            piece=piece,
-            versions=versions_of(*_PACKAGES),
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        )
-        place.mkdir(parents=True, exist_ok=True)
-        with common(place):
-            if (place / _FILE).exists():
-                before = cls.open(place)
-                if same(before.file, file):
-                    return before
-                raise InputError(f"{place} holds a screening of other sources or rules; give another folder")
-            with whole_file(place / _FILE, "wb") as out:
-                out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
-        return cls(place, file)
+        wanted = asked(found, rules, piece)
+        if not (place / _FILE).exists():
+            check_columns(rules, wanted.models, found)
+            wanted = msgspec.structs.replace(wanted, entries=sum(map(len, pieces(found, size=piece))))
+            place.mkdir(parents=True, exist_ok=True)
+            with common(place):
+                if not (place / _FILE).exists():
+                    with whole_file(place / _FILE, "wb") as out:
+                        out.write(msgspec.json.format(msgspec.json.encode(wanted), indent=2) + b"\n")
+        begun = cls.open(place)
+        if other := difference(begun.file, wanted):
+            raise InputError(f"{place} holds a screening with other {other}; ask for the same, or give another folder")
+        return begun
 
     @classmethod
     def open(cls, path: Any) -> "Screening":
@@ -130,17 +113,7 @@ class Screening:
             InputError: there is none, or it is of another version of Druse.
         """
         place = Path(path)
-        try:
-            file = msgspec.json.decode((place / _FILE).read_bytes(), type=ScreenFile)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                f"{place} holds no screening ({_FILE}); make one with druse screen --out {place}"
-            ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{place / _FILE} cannot be used: {error}; it may be of another Druse") from error
-        if file.schema != _SCHEMA:
-            raise InputError(f"{place / _FILE} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
-        return cls(place, file)
+        return cls(place, asked_in(place, _FILE, ScreenFile, SCHEMA, what="screening", command="druse screen"))
 
     @property
     def finished(self) -> bool:
@@ -190,6 +163,7 @@ class Screening:
             InputError: another process writes to this folder, a source has changed, or a file is damaged.
         """
         if self.finished:
+            self._clear()
             return self.funnel
         report = progress or _silent
         with self._working(None), Processes(n_jobs, purpose="screening") as processes:
@@ -197,8 +171,7 @@ class Screening:
                 self._judge(processes, report, None)
                 outcomes, survivors, numbers = self._together(processes, report, cache)
                 self._write(outcomes, survivors, numbers, report)
-                shutil.rmtree(self.path / _PIECES)
-                shutil.rmtree(self.path / _TOGETHER, ignore_errors=True)
+            self._clear()
         return self.funnel
 
     def judge(self, share: Share, *, n_jobs: int = 0, progress: Report | None = None) -> int:
@@ -226,11 +199,14 @@ class Screening:
     def _working(self, share: Share | None) -> Iterator[None]:
         """With the right to work, on sources that are what they were, and without what a killed writer left."""
         with working(self.path, share):
-            for used in (*self.file.sources, *self.file.others):
-                if digest_of(Path(used.path)) != used.sha256:
-                    raise InputError(f"{used.path} has changed since the screening began; give another folder")
+            check_unchanged(self.file)
             self._tidy(share)
             yield
+
+    def _clear(self) -> None:
+        """Remove what nobody needs when all files are there; a kill may have left it."""
+        for name in (_PIECES, _TOGETHER):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     @property
     def _again(self) -> str:
@@ -256,7 +232,7 @@ class Screening:
                 else:
                     yield piece
 
-        work = functools.partial(_judged, self.file.rules, processes.isolated)
+        work = functools.partial(_judged, self.file.rules, self.file.others, processes.isolated)
         report("judging", 0, total)
         for judged in understood(missing(), processes, work, join=Judged.concatenate):
             self._store(judged)
@@ -279,7 +255,10 @@ class Screening:
     def _stored(self) -> Iterator[Entries]:
         """The judged pieces, in order."""
         for path in sorted((self.path / _PIECES).glob("*.parquet")):
-            part = Entries.concatenate(read_entries([path]))
+            try:
+                part = Entries.concatenate(read_entries([path], limits=_NONE))
+            except InputError as error:
+                raise InputError(f"{path} is damaged ({error}); delete it, and {self._again}") from error
             yield dataclasses.replace(part, first=int(path.stem))
 
     def _together(
@@ -309,37 +288,27 @@ class Screening:
     ) -> None:
         """The files that stay."""
         rules = self.file.rules
-        reasons: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in self._names}
+        reasons: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in self._kinds}
         report("writing", 0, self.file.entries)
         append_columns(self.path / _VERDICTS, self._rows(outcomes, reasons, report))
         write_entries(self.path / _SURVIVORS, dataclasses.replace(left, first=0))
         for name in _EXPORTS:
             whole = name.endswith(".csv")  # whose rows all have the same columns
-            write_named(self.path / name, (named_survivor(left, numbers, b, whole=whole) for b in range(len(left))))
-        entered, steps = self.file.entries, []
-        kinds = {READ: READ, **{rule.name: kind_of(rule) for rule in rules.rules}}
-        for name, counts in reasons.items():
-            refused = counts.total()
-            steps.append(
-                Step(
-                    name=name, kind=kinds[name], entered=entered, refused=refused, passed=entered - refused,
-                    reasons=shortened(counts),
-                )
-            )  # fmt: skip
-            entered -= refused
-        funnel = Funnel(entries=self.file.entries, rules=tuple(steps), survivors=len(left))
+            write_named(self.path / name, named_survivors(left, numbers, whole=whole))
+        funnel = funnel_of(self.file.entries, self._kinds, reasons)
         seconds: collections.Counter[str] = collections.Counter()
         for path in sorted(self.path.glob(f"{_PIECES}/*.parquet")) + sorted(self.path.glob(f"{_TOGETHER}/*.parquet")):
             facts = json.loads(read_facts(path, f"delete it, and {self._again}")["seconds"])
             seconds.update(facts if isinstance(facts, dict) else {rules.collective[int(path.stem)].name: facts})
-        order = dict.fromkeys((*self._names, MODELS), 0.0) | dict(seconds)
+        order = dict.fromkeys((*self._kinds, MODELS), 0.0) | dict(seconds)
         for name, content in ((_TIMES, order), (_FUNNEL, funnel)):
             with whole_file(self.path / name, "wb") as out:
                 out.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     @property
-    def _names(self) -> list[str]:
-        return [READ, *(rule.name for rule in self.file.rules.rules)]
+    def _kinds(self) -> dict[str, str]:
+        """The kind of each step, by its name, in order."""
+        return {READ: READ, **{rule.name: kind_of(rule) for rule in self.file.rules.rules}}
 
     def _rows(
         self,
@@ -348,7 +317,9 @@ class Screening:
         report: Report,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Columns of ``verdicts.parquet``, piece by piece; counts the reasons on the way."""
+        kinds = self._kinds
         late = {number: (name, verdict) for name, found in outcomes.items() for number, verdict in found.items()}
+        yield NO_ROWS
         for part in self._stored():
             columns = dict(part.columns)
             number = columns.pop("number").astype(np.int64)
@@ -358,7 +329,7 @@ class Screening:
                 if n in late:
                     rule[b], (reason[b], value[b]) = late[n]
                 if rule[b]:
-                    reasons[rule[b]][general(reason[b])] += 1
+                    reasons[rule[b]][general(kinds[rule[b]], reason[b])] += 1
             yield {
                 "number": number,
                 "id": np.array(part.ids, str),
@@ -385,13 +356,8 @@ class Screening:
                 part.unlink(missing_ok=True)
 
 
-def _judged(rules: RuleSet, isolated: bool, entries: Entries) -> Judged:
-    return judge_of(rules)(entries, isolated=isolated)
-
-
-def _is_empty_or_ours(place: Path) -> bool:
-    names = {entry.name for entry in place.iterdir() if not is_left_over(entry)} if place.is_dir() else {""}
-    return not names or _FILE in names
+def _judged(rules: RuleSet, models: tuple[Used, ...], isolated: bool, entries: Entries) -> Judged:
+    return judge_of(rules, models)(entries, isolated=isolated)
 
 
 def _silent(what: str, done: int, total: int) -> None:

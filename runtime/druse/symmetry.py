@@ -11,6 +11,7 @@ import numpy as np
 
 from druse._arrays import Int32
 from druse._dependencies import require
+from druse._entries import shown
 from druse._fingerprints import as_structure
 from druse._processes import time_limit
 from druse.crystals import Crystals
@@ -77,7 +78,7 @@ def space_groups(
                 numbers[b] = find(crystal, symprec, angle_tolerance)
         except Exception as error:
             text = str(error).strip().splitlines()
-            failures[b] = f"{type(error).__name__}: {text[0] if text else 'no reason given'}"
+            failures[b] = shown(f"{type(error).__name__}: {text[0] if text else 'no reason given'}")
     return SpaceGroups(numbers, tuple(failures))
 
 

@@ -1,5 +1,6 @@
 """Work in other processes: in order, and what kills or holds one of them harms nothing else."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -19,6 +20,12 @@ def square(number: int) -> str:
     if number % 7 == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return f"{number**2} by {os.getpid() != int(os.environ['PARENT'])}"
+
+
+def deaf(n: int) -> int:
+    """Counts to n, or without an end where it is 0, in one call of native code that keeps the interpreter's lock."""
+    with time_limit(0.2):
+        return sum(itertools.repeat(1, n) if n else itertools.repeat(1))
 
 
 def hang(seconds: float) -> str:
@@ -83,6 +90,11 @@ def test_few_items_are_taken_ahead() -> None:
         results = processes.map(abs, (taken.append(n) or -n for n in range(1000)))  # type: ignore[func-returns-value]
         assert [next(results), next(results)] == [0, 1]
         assert len(taken) <= 6
+
+
+def test_a_limit_of_time_ends_native_code_that_hears_no_signal() -> None:
+    with Processes(1, purpose="waiting", isolated=True) as processes:
+        assert list(processes.map(deaf, [3, 0, 4], killed=lambda _: -1)) == [3, -1, 4]
 
 
 def test_a_limit_of_time_ends_what_hangs() -> None:

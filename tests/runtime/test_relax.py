@@ -369,3 +369,13 @@ def test_killed_at_any_moment_and_begun_again(tmp_path: Path, source: Path) -> N
     subprocess.run([*command, str(torn)], env=environment, check=True, capture_output=True, timeout=300)
     assert contents(torn) == contents(whole)
     assert {name: (torn / "pieces" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_relaxation_finds_its_sources_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    monkeypatch.chdir(source.parent)
+    begun = Relaxation.create(tmp_path / "relaxed", [source.name], relaxing("emt"))
+    assert begun.file.sources == (str(source.resolve()),)
+    with pytest.raises(InputError, match="nothing to relax"):
+        Relaxation.create(tmp_path / "nothing", [], relaxing("emt"))

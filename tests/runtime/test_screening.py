@@ -261,7 +261,7 @@ def test_a_finished_one_is_not_done_again(finished: Screening, source: Path) -> 
 
 
 def test_another_screening_does_not_overwrite(finished: Screening, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="other sources or rules"):
+    with pytest.raises(InputError, match="with other rules"):
         Screening.begin(finished.path, [source], only(UniqueRule()), piece=16)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not an empty folder"):
