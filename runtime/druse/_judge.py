@@ -25,7 +25,7 @@ from druse.validity import compositional_faults
 READ, MODELS = "read", "property models"
 """Names of what is no rule, in counts and times."""
 
-_SECONDS = 30.0  # for the symmetry of one crystal, of milliseconds
+_SECONDS = 10.0  # for the symmetry of one crystal, of milliseconds
 _COMPUTED = ("formula", "n_atoms", "volume_per_atom", "nearest_distance")
 _OURS = ("number", "rule", "reason", "value", "score")
 MISSING = "nothing is known of its {}"
@@ -134,6 +134,7 @@ class _Work:
         self._verdicts = [Verdict(failure, math.nan) for failure in entries.failures]
         self.seconds = {READ: entries.seconds, MODELS: 0.0} | {rule.name: 0.0 for rule in rules.single}
         self._columns: dict[str, np.ndarray] = {}
+        self._ours: dict[str, None] = {}
         for name, column in entries.columns.items():
             if name in _OURS:
                 name = f"source_{name}"
@@ -148,7 +149,7 @@ class _Work:
         self.set("n_atoms", n_atoms.astype(np.float64), range(n))
         bounds = zip(crystals.offsets[:-1], crystals.offsets[1:], strict=True)
         formulas = [formula_of(crystals.species[a:b]) if b > a else "" for a, b in bounds]
-        self._columns["formula"] = np.array(formulas, str)
+        self.set("formula", np.array(formulas, str), range(n))
 
     @property
     def crystals(self) -> Crystals:
@@ -169,6 +170,7 @@ class _Work:
         column = np.full(len(self._entries), "" if text else math.nan, object if text else np.float64)
         column[self.alive if places is None else np.asarray(places)] = values
         self._columns[name] = column.astype(str) if text else column
+        self._ours[name] = None
 
     def replace(self, name: str, values: Any) -> None:
         """A column that is computed here; what the source says under this name is kept under another."""
@@ -213,8 +215,9 @@ class _Work:
             np.concatenate([np.zeros(1, np.int64), np.cumsum(n_atoms)]),
             entries.crystals.species[atoms],
         )
+        columns = {name: self._columns[name] for name in self._ours} | self._columns
         return Judged(
-            dataclasses.replace(entries, crystals=crystals, columns=self._columns),
+            dataclasses.replace(entries, crystals=crystals, columns=columns),
             tuple(self._refused),
             tuple(self._verdicts),
             self.seconds,

@@ -2,16 +2,20 @@
 
 import collections
 import contextlib
+import faulthandler
+import functools
 import itertools
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from druse._dependencies import require
 from druse.errors import DruseError
@@ -30,16 +34,17 @@ class Processes:
         n_jobs: how many; 0 for every core. 1 does the work in the caller's own process, where nothing is isolated.
         purpose: what needs them, as an error's sentence begins: "reading structures".
         isolated: whether a single one, too, is another process than the caller's.
+        bounded: whether each may take 8 GiB at most; not for calculators, of which nobody knows what they need.
 
     Attributes:
         n_jobs: how many there are.
         isolated: whether they are others than the caller's.
     """
 
-    def __init__(self, n_jobs: int = 0, *, purpose: str, isolated: bool = False) -> None:
+    def __init__(self, n_jobs: int = 0, *, purpose: str, isolated: bool = False, bounded: bool = True) -> None:
         self.n_jobs = n_jobs or len(os.sched_getaffinity(0))
         self.isolated = isolated or n_jobs != 1
-        self._purpose = purpose
+        self._purpose, self._bounded = purpose, bounded
         self._all: Any = None
         self._one: Any = None
 
@@ -111,10 +116,10 @@ class Processes:
         require("loky", purpose=f"{self._purpose} in several processes", extra="evaluate")
         from loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(n, env=_ENVIRONMENT, initializer=_leave_with, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(n, env=_ENVIRONMENT, initializer=_begin, initargs=(os.getpid(), self._bounded))
 
 
-def _leave_with(caller: int) -> None:
+def _begin(caller: int, bounded: bool) -> None:
     """End within a second of the process that started this one, which may be killed and say nothing."""
 
     def watch() -> None:
@@ -123,6 +128,21 @@ def _leave_with(caller: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if bounded:
+        _bound_memory()
+
+
+_MEMORY = 8 << 30  # bytes; no work on a crystal takes a tenth of it
+
+
+def _bound_memory() -> None:
+    """MemoryError for what would take gigabytes more than this process has: an entry that fails, not a machine."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)  # of address space much is only reserved
+        limit = pages * resource.getpagesize() + _MEMORY
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future[Result]:
@@ -143,7 +163,8 @@ def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future
 def time_limit(seconds: float | None) -> Iterator[None]:
     """TimeoutError in the block when it takes longer; for the main thread of a process that `Processes` started.
 
-    It comes again every second, for libraries that take it for an error of their own and go on.
+    It comes again every second, for libraries that take it for an error of their own and go on. Where native code does
+    not come back, the process ends.
     """
 
     def late(*_: Any) -> None:
@@ -153,9 +174,16 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, late)
+    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 1.0), exit=True, file=_nowhere())
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+@functools.cache
+def _nowhere() -> IO[str]:
+    return open(os.devnull, "w")  # noqa: PTH123  as long as the process

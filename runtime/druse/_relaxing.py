@@ -2,13 +2,11 @@
 
 import contextlib
 import ctypes
-import faulthandler
 import functools
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -143,7 +141,7 @@ def probe(how: Relaxing) -> str:
     """Why crystals cannot be relaxed so; empty where they can."""
     _settle()
     try:
-        with _ended(_START_SECONDS):
+        with time_limit(_START_SECONDS):
             known = getattr(_start(how), "implemented_properties", None)
     except Exception as error:
         return str(error) if isinstance(error, DruseError) else first_line(error)
@@ -172,7 +170,7 @@ def relax_some(work: tuple[Crystals, Relaxing]) -> list[Relaxed] | None:
         found: list[tuple[_State, str]] | str
         try:
             _start(how)
-            with _ended(how.seconds * min(len(fit), _BATCH_SECONDS)), quiet():
+            with time_limit(how.seconds * min(len(fit), _BATCH_SECONDS)), quiet():
                 found = _batch(crystals.take(fit), how) if how.batched else [_alone(crystals[b], how) for b in fit]
         except TimeoutError:
             _calculators.forget()
@@ -212,7 +210,7 @@ def change_between(before: Crystals, after: Crystals) -> Change:
     cells = np.concatenate([before.cells, after.cells])
     (lengths, angles), (old, new) = parameters_from_cells(cells), volumes(cells)
     rmsd = np.nan
-    with contextlib.suppress(Exception), _ended(_MATCHER_SECONDS), warnings.catch_warnings():
+    with contextlib.suppress(Exception), time_limit(_MATCHER_SECONDS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = _matcher().get_rms_dist(as_structure(before), as_structure(after))
         rmsd = np.nan if found is None else float(found[0])
@@ -293,18 +291,6 @@ def _alone(crystal: Crystals, how: Relaxing) -> tuple[_State, str]:
         except Exception as error:
             failure = first_line(error)
     return good, failure
-
-
-@contextlib.contextmanager
-def _ended(seconds: float) -> Iterator[None]:
-    """TimeoutError in the block when it takes longer; where native code does not come back, the process ends."""
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 1.0), exit=True, file=nowhere)
-        try:
-            with time_limit(seconds):
-                yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import numpy as np
 
 from druse._columns import read_columns, write_columns
 from druse._entries import named_entry
+from druse._files import is_hollow
 from druse._judge import Verdict
 from druse._together import Outcome
 from druse.candidates import Entries, pieces, understand
@@ -106,11 +107,17 @@ def digest_of(path: Path) -> str:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run, or a file or folder of crystals")
     if path.is_file():
+        if is_hollow(path):
+            return f"{path.stat().st_size} bytes that are not stored"
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     found = hashlib.sha256()
     for part in _files(path):
-        found.update(f"{part.relative_to(path)}\0{digest_of(part)}\n".encode())
+        try:
+            content = digest_of(part)
+        except (OSError, InputError):  # as it may not be read, it is an entry with a failure
+            content = "cannot be read"
+        found.update(f"{part.relative_to(path)}\0{content}\n".encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 

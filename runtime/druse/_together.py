@@ -92,10 +92,12 @@ def _novel(rule: NovelRule, entries: Entries, processes: Processes, progress: Pr
 def _top_k(rule: TopKRule, entries: Entries) -> Outcome:
     """Refuses all but the best; of equal ones the earlier is better."""
     parts = [_term(term, entries) for term in rule.score]
-    total = np.sum(parts, axis=0) if len(entries) else np.zeros(0)
+    with np.errstate(all="ignore"):
+        total = np.sum(parts, axis=0) if len(entries) else np.zeros(0)
     found = {}
     for b in np.flatnonzero(np.isnan(total)).tolist():
-        missing = next(term.column for term, part in zip(rule.score, parts, strict=True) if math.isnan(part[b]))
+        terms = (term.column for term, part in zip(rule.score, parts, strict=True) if math.isnan(part[b]))
+        missing = next(terms, "score")  # infinities may take one another away
         found[b] = Verdict(MISSING.format(missing), math.nan)
     formulas = _reduced(entries)
     order = [int(b) for b in np.argsort(-total, kind="stable") if b not in found]
@@ -126,7 +128,8 @@ def _term(term: ScoreTerm, entries: Entries) -> np.ndarray:
     if term.goal == "target":
         aim = _number(entries, term.target) if isinstance(term.target, str) else np.float64(term.target or 0.0)
         values = -np.abs(values - aim)
-    found: np.ndarray = term.weight * (-values if term.goal == "min" else values) / term.scale
+    with np.errstate(all="ignore"):
+        found: np.ndarray = term.weight * (-values if term.goal == "min" else values) / term.scale
     return found
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from druse._calculators import calculator_class, has_potential, only_batched
 from druse._columns import write_columns
 from druse._dependencies import require
-from druse._files import whole_file
+from druse._files import read_small, whole_file
 from druse._folders import is_left_over, locked, versions_of
 from druse._processes import Processes
 from druse._relaxed_files import (
@@ -210,12 +210,12 @@ class Relaxation:
         """
         place = Path(path)
         try:
-            file = msgspec.json.decode((place / _FILE).read_bytes(), type=RelaxationFile)
+            file = msgspec.json.decode(read_small(place / _FILE), type=RelaxationFile)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"{place} holds no relaxation ({_FILE}); make one with druse relax --out {place}"
             ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{place / _FILE} cannot be used: {error}; it may be of another Druse") from error
         if file.schema != _SCHEMA:
             raise InputError(f"{place / _FILE} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
@@ -311,7 +311,7 @@ class Relaxation:
 
 def _processes(n_jobs: int) -> Processes:
     require("pymatgen.core", purpose="comparing relaxed crystals with what they were", extra="relax")
-    return Processes(n_jobs, purpose="relaxing crystals", isolated=True)
+    return Processes(n_jobs, purpose="relaxing crystals", isolated=True, bounded=False)
 
 
 def _check(how: Relaxing, processes: Processes) -> None:

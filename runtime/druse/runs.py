@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from druse._files import whole_file
+from druse._files import read_small, whole_file
 from druse._folders import is_left_over
 from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
@@ -126,10 +126,10 @@ class Run:
         """
         place = Path(path)
         try:
-            file = msgspec.json.decode((place / _RUN).read_bytes(), type=RunFile)
+            file = msgspec.json.decode(read_small(place / _RUN), type=RunFile)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{place} holds no run ({_RUN}); make one with druse generate --out {place}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{place / _RUN} cannot be used: {error}; it may be of another Druse") from error
         if file.schema != SCHEMA:
             raise InputError(f"{place / _RUN} has version {file.schema}, this Druse reads {SCHEMA}; update Druse")

@@ -31,7 +31,7 @@ import numpy as np
 
 from druse._columns import append_columns, read_facts
 from druse._dependencies import require
-from druse._files import whole_file
+from druse._files import read_small, whole_file
 from druse._folders import is_left_over, versions_of
 from druse._in_memory import Screened, screen
 from druse._judge import MODELS, READ, Judged, Verdict, column_names, judge_of, open_models
@@ -65,6 +65,7 @@ _VERDICTS, _SURVIVORS, _FUNNEL, _TIMES = "verdicts.parquet", "survivors.parquet"
 _EXPORTS = ("survivors.extxyz", "survivors.cif", "survivors.csv")
 _PACKAGES = ("moyopy", "numpy", "onnxruntime", "onnxruntime-gpu", "pymatgen", "pymatgen-core", "smact", "spglib")
 _OUTCOME = ("number", "rule", "reason", "value")
+_STORED = {"number": "f", "rule": "U", "reason": "U", "value": "f", "formula": "U", "n_atoms": "f"}
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -100,6 +101,9 @@ class Screening:
         others = [*rules.models, *(rule.reference for rule in rules.rules if isinstance(rule, NovelRule))]
         models = column_names(open_models(rules))
         check_columns(rules, models, found)
+        for rule in rules.rules:
+            if isinstance(rule, NovelRule):
+                next(pieces([rule.reference], size=1), None)  # before all of it is read
         file = ScreenFile(
             schema=_SCHEMA,
             sources=tuple(Used(path=str(source), sha256=digest_of(source)) for source in found),
@@ -131,12 +135,12 @@ class Screening:
         """
         place = Path(path)
         try:
-            file = msgspec.json.decode((place / _FILE).read_bytes(), type=ScreenFile)
+            file = msgspec.json.decode(read_small(place / _FILE), type=ScreenFile)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"{place} holds no screening ({_FILE}); make one with druse screen --out {place}"
             ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{place / _FILE} cannot be used: {error}; it may be of another Druse") from error
         if file.schema != _SCHEMA:
             raise InputError(f"{place / _FILE} has version {file.schema}, this Druse reads {_SCHEMA}; update Druse")
@@ -155,17 +159,17 @@ class Screening:
             InputError: it is not finished, or the file is damaged.
         """
         try:
-            return msgspec.json.decode((self.path / _FUNNEL).read_bytes(), type=Funnel)
+            return msgspec.json.decode(read_small(self.path / _FUNNEL), type=Funnel)
         except FileNotFoundError:
             raise InputError(f"{self.path} is not finished; go on with druse resume {self.path}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{self.path / _FUNNEL} cannot be read ({error}); delete it, and {self._again}") from error
 
     @property
     def seconds(self) -> dict[str, float]:
         """What each rule took, by name, in all processes together; empty if the screening is not finished."""
-        with contextlib.suppress(FileNotFoundError):
-            return msgspec.json.decode((self.path / _TIMES).read_bytes(), type=dict[str, float])
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(read_small(self.path / _TIMES), type=dict[str, float])
         return {}
 
     def survivors(self) -> Entries:
@@ -280,6 +284,9 @@ class Screening:
         """The judged pieces, in order."""
         for path in sorted((self.path / _PIECES).glob("*.parquet")):
             part = Entries.concatenate(read_entries([path]))
+            texts = {name: part.columns[name].dtype.kind for name in _STORED if name in part.columns}
+            if not path.stem.isdecimal() or texts != _STORED:
+                raise InputError(f"{path} is no piece of this screening; delete it, and {self._again}")
             yield dataclasses.replace(part, first=int(path.stem))
 
     def _together(
