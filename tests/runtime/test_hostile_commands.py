@@ -102,7 +102,7 @@ def test_more_columns_than_anybody_has(druse: Command, tmp_path: Path) -> None:
     assert (code, said) == (0, "")
     entries = Entries.concatenate(read_entries([tmp_path / "s"]))
     assert len(entries) == 12
-    assert len(entries.columns) == 2000
+    assert 1000 < len(entries.columns) <= 2000
     assert {"formula", "band_gap", "nearest_distance"} <= set(entries.columns)
 
 
