@@ -174,7 +174,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, late)
-    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 1.0), exit=True, file=_nowhere())
+    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 3.0), exit=True, file=_nowhere())
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
