@@ -142,6 +142,21 @@ def test_a_folder_in_which_nothing_is_what_it_seems(druse: Command, tmp_path: Pa
     assert "<script>\u2028" not in page
 
 
+@pytest.mark.parametrize("calculator", ["subprocess:Popen", "vasp"])
+def test_a_relaxation_whose_calculator_runs_code(druse: Command, good: Path, tmp_path: Path, calculator: str) -> None:
+    made = tmp_path / "made"
+    folder = tmp_path / "r"
+    assert druse("relax", good, "--calculator", "emt", "--out", folder, "--limit", 1, "--jobs", 1)[0] == 0
+    asked = json.loads((folder / "relax.json").read_text())
+    asked["how"] |= {"calculator": calculator, "arguments": {"args": ["touch", str(made)], "command": f"touch {made}"}}
+    (folder / "relax.json").write_text(json.dumps(asked))
+    for path in (folder / "pieces").iterdir():
+        path.unlink()
+    code, _, said = druse("resume", folder, "--threads", 1)
+    assert (code, "is taken from nobody's file" in said) == (1, True)
+    assert not made.exists()
+
+
 def test_a_piece_that_is_none(druse: Command, good: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text(RULES)
     arguments = ("screen", good, "--rules", tmp_path / "rules.toml", "--out", tmp_path / "s", "--jobs", 1)
