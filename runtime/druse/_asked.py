@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from druse._files import is_hollow
 from druse._folders import versions_of
 from druse._judge import COMPUTED, column_names, in_results, open_models
 from druse._processes import Processes
@@ -66,6 +67,8 @@ def asked(sources: Sequence[Path], rules: RuleSet, piece: int) -> ScreenFile:
         InputError: a source, a model or a reference does not exist or cannot be opened.
     """
     references = [rule.reference for rule in rules.rules if isinstance(rule, NovelRule)]
+    for reference in references:
+        next(pieces([reference], size=1), None)  # before all of it is read
     return ScreenFile(
         schema=SCHEMA,
         sources=tuple(Used(path=str(source), sha256=_digest_of(source)) for source in sources),
@@ -109,11 +112,17 @@ def _digest_of(path: Path) -> str:
         return _hash(path)
     found = hashlib.sha256()
     for file in files:
-        found.update(f"{file.relative_to(path)}\0{_hash(file)}\n".encode())
+        try:
+            content = _hash(file)
+        except OSError:  # as it may not be read, it is an entry with a failure
+            content = "cannot be read"
+        found.update(f"{file.relative_to(path)}\0{content}\n".encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 
 def _hash(path: Path) -> str:
+    if is_hollow(path):
+        return f"{path.stat().st_size} bytes that are not stored"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,7 +3,7 @@
 import io
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from druse._dependencies import require
 from druse._files import whole_file
-from druse._limits import Limits
+from druse._limits import LIMITS, Limits
 from druse.errors import InputError
 
 _FREE = 1 << 24
@@ -86,6 +86,8 @@ def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Non
         for place, part in zip(map(Path(folder).joinpath, map(str, itertools.count())), parts, strict=False):
             table = pa.table({name: _flat(column) for name, column in part.items()})
             for field in table.schema:
+                if field.name not in fields and len(fields) >= 2 * LIMITS.columns:
+                    continue  # each part may have brought new ones
                 fields[field.name] = max(field.type, fields.get(field.name, field.type), key=_breadth)
             feather.write_feather(table, place, compression="zstd")
             places.append(place)
@@ -94,7 +96,8 @@ def append_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Non
             waiting = [schema.empty_table()]
             for place in places:
                 table = feather.read_table(place, memory_map=False)
-                columns = [_filled(table, name, kind) for name, kind in fields.items()]
+                there = frozenset(table.column_names)
+                columns = [_filled(table, name, kind, name in there) for name, kind in fields.items()]
                 waiting.append(pa.table(columns, schema=schema))
                 length = sum(map(len, waiting))
                 if whole := length - length % _ROWS:
@@ -111,11 +114,11 @@ def _breadth(kind: Any) -> int:
     return 2 if pa.types.is_string(kind) else int(pa.types.is_floating(kind))
 
 
-def _filled(table: Any, name: str, kind: Any) -> Any:
+def _filled(table: Any, name: str, kind: Any, there: bool) -> Any:
     """A column of a part as the whole file has it."""
     import pyarrow as pa
 
-    if name not in table.column_names:
+    if not there:
         return pa.array([""] * len(table), kind) if kind == pa.string() else pa.nulls(len(table), kind)
     column = table.column(name)
     if column.type != kind and kind != pa.string():
@@ -140,10 +143,14 @@ def read_columns(path: Path, advice: str) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, memory_map=False)
-        return {name: _array(table.column(name).combine_chunks()) for name in table.column_names}
+        with parquet.ParquetFile(path) as file:
+            fault = next(filter(None, (group_fault(group, LIMITS) for group in _groups(file))), "")
+            if not fault:
+                table = file.read()
+                return _arrays(table.column_names, table.columns, LIMITS)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
+    raise InputError(f"{path} asks for too much memory: {fault}; {advice}")
 
 
 def group_fault(group: Any, limits: Limits) -> str:
@@ -166,7 +173,7 @@ def read_column_batches(path: Path, size: int, advice: str, limits: Limits) -> I
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             fault = next(filter(None, (group_fault(group, limits) for group in _groups(file))), "")
             for batch in () if fault else file.iter_batches(size):
-                yield {name: _array(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+                yield _arrays(batch.schema.names, batch.columns, limits)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
     if fault:
@@ -205,6 +212,22 @@ def read_facts(path: Path, advice: str) -> dict[str, str]:
 def _unreadable(path: Path, error: Exception, advice: str) -> InputError:
     text = str(error).strip().splitlines()
     return InputError(f"{path} cannot be read ({text[0] if text else 'no reason given'}); {advice}")
+
+
+def _arrays(names: Sequence[str], columns: Sequence[Any], limits: Limits) -> dict[str, Any]:
+    """Columns, but for texts beyond what an entry may have; in an array all are as long as the longest."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    left, found = 2 * limits.texts, dict[str, Any]()
+    for name, column in itertools.islice(zip(names, columns, strict=True), 2 * limits.columns):
+        if pa.types.is_string(column.type):
+            length = pc.max(pc.utf8_length(column)).as_py() or 0
+            if length > left:
+                continue
+            left -= length
+        found[name] = _array(column)
+    return found
 
 
 def _array(column: Any) -> Any:

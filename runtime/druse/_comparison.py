@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from druse._files import read_small
 from druse.elements import SYMBOLS
 from druse.errors import InputError
+
+_LARGEST = 1 << 20  # bytes of a file of references
 
 PROPERTIES = {"formation_energy_per_atom": "formation_energy_per_atom_dft", "band_gap": "band_gap_dft"}
 """The column of DFT for each property that is predicted."""
@@ -72,7 +75,7 @@ def read_references(path: Path) -> dict[int, float]:
         InputError: the file cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = read_small(Path(path), _LARGEST).decode("utf-8")
         rows: Sequence[tuple[Any, Any]]
         if Path(path).suffix.lower() == ".toml":
             rows = list(tomllib.loads(text).items())
@@ -81,7 +84,9 @@ def read_references(path: Path) -> dict[int, float]:
         found = {SYMBOLS.index(str(element).strip()) + 1: _energy(value) for element, value in rows}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give energies of elements") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError, csv.Error) as error:
         raise InputError(
             f"{path} must hold an energy in eV an atom for each element, as TOML (Li = -1.90) or CSV with the columns "
             f"element and energy_per_atom; it does not ({str(error)[:120]})"

@@ -13,7 +13,7 @@ import numpy as np
 
 from druse._array_sources import Arrays
 from druse._arrays import Float64
-from druse._limits import Limits, Row
+from druse._limits import LIMITS, Limits, Row
 from druse._structures import faults
 from druse.crystals import Crystals
 from druse.io import Named, named, text_of
@@ -93,7 +93,7 @@ class Entries:
     def concatenate(cls, parts: Iterable["Entries"]) -> "Entries":
         """One of several, in order; a column that some lack is missing there."""
         found = list(parts)
-        names = dict.fromkeys(name for part in found for name in part.columns)
+        names = _bounded(found)
         return cls(
             found[0].first if found else 0,
             tuple(itertools.chain.from_iterable(part.files for part in found)),
@@ -145,7 +145,8 @@ def checked(arrays: Arrays, files: tuple[str, ...], limits: Limits) -> Entries:
         arrays.species[atoms].astype(np.int32),
     )
     columns = columns_of([facts_of(facts, limits) for facts in arrays.columns], limits)
-    return Entries(0, files, tuple(map(writable, arrays.ids)), failures, crystals, columns)
+    ids = tuple(writable(name)[: limits.value] for name in arrays.ids)
+    return Entries(0, files, ids, failures, crystals, columns)
 
 
 def shown(reason: str) -> str:
@@ -218,7 +219,15 @@ def facts_of(said: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 def columns_of(facts: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for one in facts for name in one)
-    return {name: column_of([one.get(name) for one in facts]) for name in itertools.islice(names, limits.columns)}
+    left, found = limits.texts, dict[str, np.ndarray]()
+    for name in itertools.islice(names, limits.columns):
+        values = [one.get(name) for one in facts]
+        length = max((len(value) for value in values if isinstance(value, str)), default=0)
+        column = column_of(values) if length <= left else np.zeros(0)
+        if len(column) == len(facts):
+            left -= length if column.dtype.kind == "U" else 0
+            found[name] = column
+    return found
 
 
 def column_of(values: Sequence[Any]) -> np.ndarray:
@@ -238,6 +247,21 @@ def numbers_of(column: np.ndarray) -> Float64[np.ndarray, "entries"]:
         with contextlib.suppress(ValueError):
             found[k] = float(text)
     return found
+
+
+def _bounded(parts: Sequence[Entries]) -> list[str]:
+    """Names of columns, without those beyond what entries may have; each part may have brought new ones."""
+    left, found = 2 * LIMITS.texts, list[str]()
+    for name in itertools.islice(dict.fromkeys(name for part in parts for name in part.columns), 2 * LIMITS.columns):
+        lengths = [part.columns[name].dtype.itemsize // 4 for part in parts if _is_text(part, name)]
+        if max(lengths, default=0) <= left:
+            left -= max(lengths, default=0)
+            found.append(name)
+    return found
+
+
+def _is_text(part: Entries, name: str) -> bool:
+    return name in part.columns and part.columns[name].dtype.kind == "U"
 
 
 def _joined(columns: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray:

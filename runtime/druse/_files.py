@@ -1,11 +1,14 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and files of which only so much is read."""
 
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from druse.errors import InputError
 
 
 @contextlib.contextmanager
@@ -57,3 +60,42 @@ def move_into_place(part: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_small(path: Path, largest: int = 1 << 26) -> bytes:
+    """The content of a file that says what was asked for, which others may have put there.
+
+    Args:
+        path: of the file. What is none (a pipe, a device) is not opened: it might never end.
+        largest: bytes it may have.
+
+    Raises:
+        InputError: it is no file, or larger.
+        OSError: it does not exist, or may not be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{path} is not a file")
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise InputError(f"{path} has more than {largest:,} bytes; it is no such file")
+    return content
+
+
+def is_hollow(path: Path) -> bool:
+    """Whether a file is long only in name: 100 times longer than what is stored of it, the rest being zeros."""
+    found = path.stat()
+    return found.st_size > max(_HOLLOW, 100 * 512 * found.st_blocks)
+
+
+_HOLLOW = 1 << 24
+"""Bytes of which nobody asks whether they are stored."""
+
+
+def in_a_table(value: Any) -> Any:
+    """A value for CSV: text that a spreadsheet would take for a formula has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS else value
+
+
+_FORMULAS = frozenset("=+-@\t\r")

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from druse._files import read_small
 from druse.errors import InputError
 
 File = TypeVar("File")
@@ -70,10 +71,10 @@ def asked_in(folder: Path, name: str, kind: type[File], schema: int, *, what: st
         InputError: there is none, or it is of another version of Druse.
     """
     try:
-        file = msgspec.json.decode((folder / name).read_bytes(), type=kind)
+        file = msgspec.json.decode(read_small(folder / name), type=kind)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no {what} ({name}); make one with {command} --out {folder}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{folder / name} cannot be used: {error}; it may be of another Druse") from error
     if (found := getattr(file, "schema", None)) != schema:
         raise InputError(f"{folder / name} has version {found}, this Druse reads {schema}; update Druse")

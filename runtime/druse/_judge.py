@@ -23,7 +23,7 @@ from druse.rules import LONGEST, MODELS, READ, CompositionRule, GeometryRule, Pr
 from druse.symmetry import space_groups
 from druse.validity import compositional_faults
 
-_SECONDS = 30.0  # for the symmetry of one crystal, of milliseconds
+_SECONDS = 10.0  # for the symmetry of one crystal, of milliseconds
 COMPUTED = ("formula", "n_atoms", "volume_per_atom", "nearest_distance")
 _OURS = ("number", "rule", "reason", "value", "score")
 MISSING = "nothing is known of its {}"
@@ -137,6 +137,7 @@ class _Work:
         self._verdicts = [Verdict(failure, math.nan) for failure in entries.failures]
         self.seconds = {READ: entries.seconds, MODELS: 0.0} | {rule.name: 0.0 for rule in rules.single}
         self._columns: dict[str, np.ndarray] = {}
+        self._ours: dict[str, None] = {}
         for name, column in entries.columns.items():
             if name not in COMPUTED:
                 self._columns[in_results(name)] = column
@@ -149,7 +150,7 @@ class _Work:
         self.set("n_atoms", n_atoms.astype(np.float64), range(n))
         bounds = zip(crystals.offsets[:-1], crystals.offsets[1:], strict=True)
         formulas = [formula_of(crystals.species[a:b]) if b > a else "" for a, b in bounds]
-        self._columns["formula"] = np.array(formulas, str)
+        self.set("formula", np.array(formulas, str), range(n))
 
     @property
     def crystals(self) -> Crystals:
@@ -170,6 +171,7 @@ class _Work:
         column = np.full(len(self._entries), "" if text else math.nan, object if text else np.float64)
         column[self.alive if places is None else np.asarray(places, np.int64)] = values
         self._columns[name] = column.astype(str) if text else column
+        self._ours[name] = None
 
     def replace(self, name: str, values: Any) -> None:
         """A column that is computed here; what the source says under this name is kept under another."""
@@ -215,8 +217,9 @@ class _Work:
             np.concatenate([np.zeros(1, np.int64), np.cumsum(n_atoms)]),
             entries.crystals.species[atoms],
         )
+        columns = {name: self._columns[name] for name in self._ours} | self._columns
         return Judged(
-            dataclasses.replace(entries, crystals=crystals, columns=self._columns),
+            dataclasses.replace(entries, crystals=crystals, columns=columns),
             tuple(self._refused),
             tuple(self._verdicts),
             self.seconds,

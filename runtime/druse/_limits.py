@@ -17,7 +17,10 @@ class Limits:
         operations: symmetry operations in a CIF; the largest conventional space groups have 192.
         shortest, longest: edges of a cell, in Angstrom.
         flatness: volume of a cell over the product of its edges, at least.
-        columns: names of columns in one piece; more are left out.
+        columns: names of columns in one piece; more are left out. Of pieces together, and in a file of ours, twice as
+            many.
+        texts: characters that an entry has in all its columns, each as long as the longest one of the piece, as arrays
+            have it; columns beyond are left out. Of pieces together, and in a file of ours, twice as many.
         value: characters of a name, which is cut, and of a text in a column, which is left out where it is longer.
         depth: brackets inside brackets, in JSON.
         expansion: bytes that come out of a compressed file or member, over those that it has.
@@ -34,6 +37,7 @@ class Limits:
     longest: float = 1000.0
     flatness: float = 1e-3
     columns: int = 1000
+    texts: int = 4000
     value: int = 1000
     depth: int = 64
     expansion: float = 100.0

@@ -6,12 +6,14 @@ import faulthandler
 import functools
 import itertools
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
@@ -32,16 +34,17 @@ class Processes:
         n_jobs: how many; 0 for every core. 1 does the work in the caller's own process, where nothing is isolated.
         purpose: what needs them, as an error's sentence begins: "reading structures".
         isolated: whether a single one, too, is another process than the caller's.
+        bounded: whether each may take 8 GiB at most; not for calculators, of which nobody knows what they need.
 
     Attributes:
         n_jobs: how many there are.
         isolated: whether they are others than the caller's.
     """
 
-    def __init__(self, n_jobs: int = 0, *, purpose: str, isolated: bool = False) -> None:
+    def __init__(self, n_jobs: int = 0, *, purpose: str, isolated: bool = False, bounded: bool = True) -> None:
         self.n_jobs = n_jobs or len(os.sched_getaffinity(0))
         self.isolated = isolated or n_jobs != 1
-        self._purpose = purpose
+        self._purpose, self._bounded = purpose, bounded
         self._all: Any = None
         self._one: Any = None
 
@@ -113,10 +116,10 @@ class Processes:
         require("loky", purpose=f"{self._purpose} in several processes", extra="evaluate")
         from loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(n, env=_ENVIRONMENT, initializer=_leave_with, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(n, env=_ENVIRONMENT, initializer=_begin, initargs=(os.getpid(), self._bounded))
 
 
-def _leave_with(caller: int) -> None:
+def _begin(caller: int, bounded: bool) -> None:
     """End within a second of the process that started this one, which may be killed and say nothing."""
 
     def watch() -> None:
@@ -125,6 +128,21 @@ def _leave_with(caller: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if bounded:
+        _bound_memory()
+
+
+_MEMORY = 8 << 30  # bytes; no work on a crystal takes a tenth of it
+
+
+def _bound_memory() -> None:
+    """MemoryError for what would take gigabytes more than this process has: an entry that fails, not a machine."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)  # of address space much is only reserved
+        limit = pages * resource.getpagesize() + _MEMORY
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _submit(pool: Any, function: Callable[[Item], Result], item: Item) -> Future[Result]:
@@ -156,8 +174,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, late)
+    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 3.0), exit=True, file=_nowhere())
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    faulthandler.dump_traceback_later(max(1.25 * seconds, seconds + 1.0), exit=True, file=_nowhere())
     try:
         yield
     finally:

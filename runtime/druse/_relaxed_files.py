@@ -86,8 +86,10 @@ def read_part(path: Path, advice: str) -> Part:
             Crystals(frac.values.reshape(-1, 3), columns["cell"].reshape(-1, 3, 3), species.offsets, species.values),
             grouped_columns(columns, "column_"),
         )
+        if not {"energy", "converged", *CHANGES} <= set(entries.columns):
+            raise ValueError("it lacks columns")  # noqa: TRY301
         return Part(entries, forces.values.reshape(-1, 3), columns["stress"].reshape(-1, 3, 3))
-    except (KeyError, AttributeError, ValueError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no piece of a relaxation ({error}); {advice}") from error
 
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from druse._columns import read_columns
+from druse._files import read_small
 from druse._manifest import in_one_line
 from druse.candidates import Entries, read_entries
 from druse.control import Control
@@ -22,7 +23,6 @@ Kind = Literal["run", "screen", "relax", "dft"]
 
 KINDS: dict[Kind, str] = {"run": "generated", "screen": "screened", "relax": "relaxed", "dft": "DFT"}
 _TABLES: dict[Kind, str] = {"screen": "survivors.parquet", "relax": "relaxed.parquet", "dft": "dft.parquet"}
-_LARGEST_JSON = 2**26
 _LONGEST_FACT = 600
 _NO_FACTS = ("schema", "piece", "created")
 
@@ -208,7 +208,7 @@ def _funnel(place: Path, n_rows: int, seconds: Mapping[str, float]) -> tuple[tup
             for rule in found["rules"]
         )
         return rules, int(found["entries"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path} is not what druse screen writes ({error!r}); screen again") from error
 
 
@@ -220,10 +220,10 @@ def _seconds(place: Path) -> dict[str, float]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise InputError(f"{path} is larger than {_LARGEST_JSON:,} bytes; it is not what Druse writes")
-        found = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = json.loads(read_small(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON ({in_one_line(error)}); run its command again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold an object, got {in_one_line(found)}; run its command again")

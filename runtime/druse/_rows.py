@@ -381,7 +381,7 @@ def _file_rows(folder: Path, files: list[str], limits: Limits) -> Iterator[Row]:
         try:
             with opened(place, limits) as file:
                 yield from _structures(file, plain, stem, f"{stem}:", limits)
-        except InputError as error:
+        except (InputError, Expands) as error:
             yield broken(stem, str(error))
 
 

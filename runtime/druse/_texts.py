@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from druse._files import is_hollow
 from druse._limits import Limits
 from druse.errors import InputError
 
@@ -54,6 +55,8 @@ def opened(
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would not even open
             raise InputError(f"{path} is not a file")
         with path.open("rb") as file:
+            if is_hollow(path):
+                raise Expands("it is longer than what is stored of it")
             raw: Any = io.BufferedReader(_Unpacked(file, limits)) if path.name.lower().endswith(".gz") else file
             yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors=errors, newline=newline)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

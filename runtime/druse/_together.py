@@ -94,7 +94,7 @@ def _novel(rule: NovelRule, entries: Entries, processes: Processes, progress: Pr
 def _top_k(rule: TopKRule, entries: Entries) -> Outcome:
     """Refuses all but the best; of equal ones the earlier is better."""
     parts = [_term(term, entries) for term in rule.score]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         total = functools.reduce(np.add, parts)
     found = {}
     for b in np.flatnonzero(np.isnan(total)).tolist():
@@ -129,7 +129,8 @@ def _term(term: ScoreTerm, entries: Entries) -> np.ndarray:
         aim = _number(entries, term.target) if isinstance(term.target, str) else np.float64(term.target or 0.0)
         with np.errstate(invalid="ignore"):  # infinity is as far from itself as nothing is known
             values = -np.abs(values - aim)
-    found: np.ndarray = term.weight * (-values if term.goal == "min" else values) / term.scale
+    with np.errstate(all="ignore"):
+        found: np.ndarray = term.weight * (-values if term.goal == "min" else values) / term.scale
     return found
 
 

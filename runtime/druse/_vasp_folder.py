@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from druse._files import whole_file, whole_folder
+from druse._files import in_a_table, read_small, whole_file, whole_folder
 from druse._folders import versions_of
 from druse._potcars import Potcar, Potcars, Refusal, content
 from druse._vasp_inputs import (
@@ -175,10 +175,12 @@ def write_csv(path: Path, entries: Entries) -> None:
     """What is said of entries, without their structures."""
     with whole_file(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "file", "failure", *entries.columns])
+        writer.writerow(["id", "file", "failure", *map(in_a_table, entries.columns)])
         columns = [column.tolist() for column in entries.columns.values()]
         for row in zip(entries.ids, entries.files, entries.failures, *columns, strict=True):
-            writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in row])
+            writer.writerow(
+                ["" if isinstance(value, float) and math.isnan(value) else in_a_table(value) for value in row]
+            )
 
 
 @functools.cache
@@ -307,8 +309,8 @@ def request_of(place: Path) -> Any:
     """
     path = place / "dft.json"
     try:
-        return json.loads(path.read_text("utf-8"))["request"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return json.loads(read_small(path))["request"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{place} is no folder that druse dft vasp made; it has no dft.json that can be read"
         ) from error

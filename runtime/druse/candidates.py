@@ -371,9 +371,17 @@ def _own(columns: dict[str, Any], source: Path, limits: Limits) -> Entries:
         cells = np.asarray(cell, np.float64).reshape(len(ids), 3, 3)
         places = np.asarray(frac.values, np.float64).reshape(-1, 3)
         numbers = np.asarray(species.values, np.int64)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{source} has columns that druse did not write ({error}); write it again") from error
-    said = {name: column for name, column in columns.items() if isinstance(column, np.ndarray) and column.ndim == 1}
+    said = {name: column for name, column in columns.items() if _is_plain(column) and len(name) <= limits.value}
     plain = {name: column if column.dtype.kind == "U" else column_of(column.tolist()) for name, column in said.items()}
     found = checked(Arrays(ids, failures, cells, species.offsets, places, numbers, ()), files, limits)
-    return dataclasses.replace(found, columns=dict(itertools.islice(plain.items(), limits.columns)))
+    return dataclasses.replace(found, columns=dict(itertools.islice(plain.items(), 2 * limits.columns)))
+
+
+def _is_plain(column: Any) -> bool:
+    """Numbers or text, one for each entry; what may be missing comes as objects."""
+    if not isinstance(column, np.ndarray) or column.ndim != 1:
+        return False
+    numbers = column.dtype.kind == "O" and all(value is None or isinstance(value, int | float) for value in column)
+    return numbers or column.dtype.kind in "fiubU"

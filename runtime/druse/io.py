@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from druse._dependencies import require
-from druse._files import whole_file, whole_folder
+from druse._files import in_a_table, whole_file, whole_folder
 from druse._optimade import Properties, header, structure
 from druse.crystals import Crystals
 from druse.elements import SYMBOLS, formula_of
@@ -202,11 +202,11 @@ def _write_csv(path: Path, crystals: Iterator[Named]) -> None:
             row = {"formula": formula_of(species), "n_atoms": len(species), "cif": cif_text(one.crystal, one.name)}
             row = {**one.info, **row}
             columns |= dict.fromkeys(row)
-            rows.writerow([row.get(name, "") for name in columns])
+            rows.writerow([in_a_table(row.get(name, "")) for name in columns])
         body.seek(0)
         whole = csv.writer(file, lineterminator="\n")
         if columns:
-            whole.writerow(columns)
+            whole.writerow(map(in_a_table, columns))
         for cells in csv.reader(body):
             whole.writerow([*cells, *[""] * (len(columns) - len(cells))])
 

@@ -303,7 +303,7 @@ class Relaxation:
 
 def _processes(n_jobs: int) -> Processes:
     require("pymatgen.core", purpose="comparing relaxed crystals with what they were", extra="relax")
-    return Processes(n_jobs, purpose="relaxing crystals", isolated=True)
+    return Processes(n_jobs, purpose="relaxing crystals", isolated=True, bounded=False)
 
 
 def _check(how: Relaxing, processes: Processes) -> None:

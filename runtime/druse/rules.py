@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from druse._files import read_small
+from druse._manifest import in_one_line
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.elements import SYMBOLS
 from druse.errors import InputError
@@ -256,6 +258,7 @@ class TopKRule(_Base, frozen=True, tag="top_k"):
 Rule: TypeAlias = GeometryRule | CompositionRule | PropertyRule | SymmetryRule | UniqueRule | NovelRule | TopKRule
 _ORDER: tuple[type, ...] = typing.get_args(Rule)
 _COLLECTIVE = (UniqueRule, NovelRule, TopKRule)
+_LARGEST, _MOST = 1 << 20, 200  # bytes of a file of rules, and rules of a set
 
 
 class RuleSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -272,6 +275,8 @@ class RuleSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     embedded: bool = True
 
     def __post_init__(self) -> None:
+        if len(self.rules) > _MOST:
+            raise ValueError(f"{len(self.rules):,} rules, more than {_MOST}")
         ordered = sorted(self.rules, key=lambda rule: _ORDER.index(type(rule)))
         if sum(isinstance(rule, TopKRule) for rule in ordered) > 1:
             raise ValueError("there can be one rule of kind 'top_k'")
@@ -315,7 +320,7 @@ def read_rules(path: Any) -> RuleSet:
     """
     place = Path(path)
     try:
-        content = place.read_bytes()
+        content = read_small(place, _LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{place} does not exist; druse screen --example prints a file to begin with") from None
     except IsADirectoryError:
@@ -323,6 +328,8 @@ def read_rules(path: Any) -> RuleSet:
     found = _decode(content, str(place))
 
     def beside(name: str) -> str:
+        if not name.isprintable():
+            raise InputError(f"{place} cannot be used: {name[:40]!r} is the name of no file")
         return str((place.parent / name).resolve())
 
     return msgspec.structs.replace(
@@ -348,8 +355,8 @@ def default_rules() -> RuleSet:
 def _decode(content: bytes, name: str) -> RuleSet:
     try:
         return msgspec.toml.decode(content, type=RuleSet)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} cannot be used: {error}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
+        raise InputError(f"{name} cannot be used: {in_one_line(error)}") from error
 
 
 def _named(rules: Sequence[Rule]) -> list[Rule]:
@@ -375,14 +382,16 @@ def _named(rules: Sequence[Rule]) -> list[Rule]:
                 free = f"{name} {n}"
             seen[free] = 0
             rule = msgspec.structs.replace(rule, name=free)
+        if not rule.name.isprintable() or len(rule.name) > 200:
+            raise ValueError(f"the name {rule.name[:40]!r} cannot be shown; give the rule another `name`")
         found.append(rule)
     return found
 
 
 def _finite(rule: Any, *names: str) -> None:
     for name in names:
-        if (value := getattr(rule, name)) is not None and not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value}")
+        if (value := getattr(rule, name)) is not None and not abs(value) < math.inf:
+            raise ValueError(f"`{name}` must be a finite number, got {str(value)[:20]}")
 
 
 def _aim(rule: Any) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from druse._asked import SCHEMA, ScreenFile, Used, asked, check_columns, check_unchanged, difference
 from druse._columns import append_columns, read_facts
 from druse._dependencies import require
-from druse._files import whole_file
+from druse._files import read_small, whole_file
 from druse._folders import asked_in, check_free
 from druse._in_memory import Screened, screen
 from druse._judge import Judged, Verdict, judge_of
@@ -60,6 +60,7 @@ _VERDICTS, _SURVIVORS, _FUNNEL, _TIMES = "verdicts.parquet", "survivors.parquet"
 _EXPORTS = ("survivors.extxyz", "survivors.cif", "survivors.csv")
 _NONE = dataclasses.replace(LIMITS, columns=1 << 30)  # a source may have as many columns as it may, and rules add some
 _OUTCOME = ("number", "rule", "reason", "value")
+_STORED = {"number": "f", "rule": "U", "reason": "U", "value": "f", "formula": "U", "n_atoms": "f"}
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -128,17 +129,17 @@ class Screening:
             InputError: it is not finished, or the file is damaged.
         """
         try:
-            return msgspec.json.decode((self.path / _FUNNEL).read_bytes(), type=Funnel)
+            return msgspec.json.decode(read_small(self.path / _FUNNEL), type=Funnel)
         except FileNotFoundError:
             raise InputError(f"{self.path} is not finished; go on with druse resume {self.path}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{self.path / _FUNNEL} cannot be read ({error}); delete it, and {self._again}") from error
 
     @property
     def seconds(self) -> dict[str, float]:
         """What each rule took, by name, in all processes together; empty if the screening is not finished."""
-        with contextlib.suppress(FileNotFoundError):
-            return msgspec.json.decode((self.path / _TIMES).read_bytes(), type=dict[str, float])
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.decode(read_small(self.path / _TIMES), type=dict[str, float])
         return {}
 
     def survivors(self) -> Entries:
@@ -259,6 +260,9 @@ class Screening:
                 part = Entries.concatenate(read_entries([path], limits=_NONE))
             except InputError as error:
                 raise InputError(f"{path} is damaged ({error}); delete it, and {self._again}") from error
+            kinds = {name: part.columns[name].dtype.kind for name in _STORED if name in part.columns}
+            if not path.stem.isdecimal() or kinds != _STORED:
+                raise InputError(f"{path} is no piece of this screening; delete it, and {self._again}")
             yield dataclasses.replace(part, first=int(path.stem))
 
     def _together(

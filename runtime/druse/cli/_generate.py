@@ -134,6 +134,10 @@ def generate(
     _finish(run, generator, machines, console, as_json)
 
 
+_HARMLESS = ("emt", "lj", "morse", "chgnet")
+"""Calculators that compute and do nothing else, whatever their arguments; a folder may be of others."""
+
+
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a screening or a relaxation.")],
     bundle: BundlePath = None,
@@ -162,7 +166,13 @@ def resume(
         from druse.cli._relax import finish as relax_on
         from druse.relax import Relaxation
 
-        relax_on(Relaxation.open(run), threads, as_json)
+        opened_relaxation = Relaxation.open(run)
+        if (name := opened_relaxation.file.how.calculator) not in _HARMLESS:  # it may import or start anything
+            raise InputError(
+                f"{run} asks for the calculator {name!r}, which is taken from nobody's file; repeat the command that "
+                f"began it: druse relax ... --calculator {name} --out {run}"
+            )
+        relax_on(opened_relaxation, threads, as_json)
         return
     opened = Run.open(run)
     generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))

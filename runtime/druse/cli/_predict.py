@@ -90,18 +90,18 @@ def _write_csv(path: Path, entries: Any) -> None:
     """A row for each entry; a field is empty where there is no value."""
     import csv
 
-    from druse._files import whole_file
+    from druse._files import in_a_table, whole_file
     from druse.elements import formula_of
 
-    def text(value: Any) -> str:
-        return "" if isinstance(value, float) and math.isnan(value) else str(value)
+    def text(value: Any) -> Any:
+        return "" if isinstance(value, float) and math.isnan(value) else in_a_table(value)
 
     columns = {name: column.tolist() for name, column in entries.columns.items()}
     with whole_file(path, newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "file", "failure", "formula", "n_atoms", *columns])
+        writer.writerow(["id", "file", "failure", "formula", "n_atoms", *map(in_a_table, columns)])
         for k, crystal in enumerate(entries.crystals):
             known = crystal.species.size and crystal.species.min() >= 1
-            head = (entries.ids[k], entries.files[k], entries.failures[k])
+            head = map(in_a_table, (entries.ids[k], entries.files[k], entries.failures[k]))
             formula = formula_of(crystal.species) if known else ""
             writer.writerow([*head, formula, len(crystal.species), *(text(column[k]) for column in columns.values())])

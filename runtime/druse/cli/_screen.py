@@ -123,8 +123,8 @@ def _print(screening: Any, funnel: Any, console: Console) -> None:
         if len(step.reasons) > _REASONS_SHOWN:
             reasons += f"; {len(step.reasons) - _REASONS_SHOWN} reasons more"
         table.add_row(
-            Text(step.name), f"{step.entered:,}", f"{step.refused:,}", f"{step.passed:,}",
-            f"{seconds.get(step.name, 0.0):.1f}", Text("".join(c if c.isprintable() else "?" for c in reasons)),
+            _plain(step.name), f"{step.entered:,}", f"{step.refused:,}", f"{step.passed:,}",
+            f"{seconds.get(step.name, 0.0):.1f}", _plain(reasons),
         )  # fmt: skip
     console.print(table)
     rest = {name: value for name, value in seconds.items() if name not in {step.name for step in funnel.rules}}
@@ -134,3 +134,8 @@ def _print(screening: Any, funnel: Any, console: Console) -> None:
         f"{escape(str(screening.path))}/survivors.extxyz, .cif, .csv, .parquet",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _plain(text: str) -> Text:
+    """Text from a file: nothing in it is markup, and no control character reaches the terminal."""
+    return Text("".join(c if c.isprintable() else "?" for c in text))
