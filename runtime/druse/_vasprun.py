@@ -5,6 +5,7 @@ that could grow or point elsewhere, is no file of VASP's.
 """
 
 import contextlib
+import importlib
 import gzip
 import math
 import re
@@ -81,6 +82,9 @@ def read(task: Task) -> Outcome:
     paths = [path for name in ("vasprun.xml", "vasprun.xml.gz") if (path := task.folder / name).is_file()]
     if not paths:
         return Outcome("waiting", "there is no vasprun.xml yet")
+    importlib.import_module(
+        "pymatgen.io.vasp.outputs"
+    )  # before there is a limit, which native libraries do not take well
     try:
         with time_limit(task.seconds), _memory_limit(None if task.seconds is None else _MEMORY):
             if not _complete(paths[0], task.largest):

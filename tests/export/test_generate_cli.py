@@ -52,7 +52,8 @@ def test_generate_resume_export(bundle: str, tmp_path: Path) -> None:
     assert (tmp_path / "b.cif").read_bytes() == (run.path / "crystals.cif").read_bytes()
     assert json.loads(druse("export", "a/run", "--format", "csv", "--out", "b.txt", "--json", cwd=tmp_path).stdout) == {
         "crystals": len(atoms),
-        "count": 8,
+        "left_out": 8 - len(atoms),
+        "unfinished": 0,
         "file": "b.txt",
     }
 
@@ -136,7 +137,7 @@ def test_an_unwritable_folder(bundle: str, tmp_path: Path) -> None:
     ("command", "sentence"),
     [
         (["resume", "none"], "none holds no run (run.json); make one with druse generate --out none"),
-        (["export", "none", "--out", "x.cif"], "none holds no run"),
+        (["export", "none", "--out", "x.cif"], "none does not exist; give a file or folder of crystals"),
     ],
 )
 def test_commands_on_no_run(tmp_path: Path, command: list[str], sentence: str) -> None:
