@@ -5,8 +5,8 @@ that could grow or point elsewhere, is no file of VASP's.
 """
 
 import contextlib
-import importlib
 import gzip
+import importlib
 import math
 import re
 import resource
