@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from druse.errors import InputError
 
 
@@ -50,6 +52,12 @@ def whole_folder(place: Path) -> Iterator[Path]:
             move_into_place(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A value as indented JSON, in a file that appears whole or not at all."""
+    with whole_file(path, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def move_into_place(part: Path, path: Path) -> None:

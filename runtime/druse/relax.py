@@ -27,7 +27,7 @@ import numpy as np
 from druse._calculators import calculator_class, has_potential, only_batched
 from druse._columns import write_columns
 from druse._dependencies import require
-from druse._files import whole_file
+from druse._files import write_json
 from druse._folders import asked_in, check_free, locked, versions_of
 from druse._processes import Processes
 from druse._relaxed_files import (
@@ -196,8 +196,7 @@ class Relaxation:
             place.mkdir(parents=True, exist_ok=True)
             with locked(place):
                 if not (place / _FILE).exists():
-                    with whole_file(place / _FILE, "wb") as out:
-                        out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+                    write_json(place / _FILE, file)
         found = cls.open(place)
         if (changed := _difference(found.file, file)) is not None:
             raise InputError(f"{place} was begun with another {changed}; repeat its command, or give another folder")

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from druse._files import whole_file
+from druse._files import whole_file, write_json
 from druse._folders import asked_in, check_free
 from druse._ranked import grouped_columns, read_ranked, read_ranking, write_ranked, write_ranking
 from druse._request import Generated, Progress, Ranked, Report, Request
@@ -361,8 +361,7 @@ def _begun(place: Path, file: RunFile) -> bool:
     with common(place):
         if (place / _RUN).exists():
             return False
-        with whole_file(place / _RUN, "wb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
+        write_json(place / _RUN, file)
     return True
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from druse._asked import SCHEMA, ScreenFile, Used, asked, check_columns, check_unchanged, difference
 from druse._columns import append_columns, read_facts
 from druse._dependencies import require
-from druse._files import read_small, whole_file
+from druse._files import read_small, write_json
 from druse._folders import asked_in, check_free
 from druse._in_memory import Screened, screen
 from druse._judge import Judged, Verdict, judge_of
@@ -99,8 +99,7 @@ class Screening:
             place.mkdir(parents=True, exist_ok=True)
             with common(place):
                 if not (place / _FILE).exists():
-                    with whole_file(place / _FILE, "wb") as out:
-                        out.write(msgspec.json.format(msgspec.json.encode(wanted), indent=2) + b"\n")
+                    write_json(place / _FILE, wanted)
         begun = cls.open(place)
         if other := difference(begun.file, wanted):
             raise InputError(f"{place} holds a screening with other {other}; ask for the same, or give another folder")
@@ -306,8 +305,7 @@ class Screening:
             seconds.update(facts if isinstance(facts, dict) else {rules.collective[int(path.stem)].name: facts})
         order = dict.fromkeys((*self._kinds, MODELS), 0.0) | dict(seconds)
         for name, content in ((_TIMES, order), (_FUNNEL, funnel)):
-            with whole_file(self.path / name, "wb") as out:
-                out.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+            write_json(self.path / name, content)
 
     @property
     def _kinds(self) -> dict[str, str]:
