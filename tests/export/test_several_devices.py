@@ -166,7 +166,7 @@ def test_devices_by_name(bundle_path: Path) -> None:
         (
             "ort-cpu",
             ["host:0"],
-            "`devices` are for ort-cuda, ort-host, tensorrt, tensorrt-rtx; leave them out for ort-",
+            "`devices` are for ort-cuda, ort-host, ort-tensorrt, tensorrt, tensorrt-rtx; leave them out for ort-",
         ),
         ("ort-host", ["cuda:0"], "`devices` of ort-host must be different ones such as host:0 and host:1, got cuda:0"),
         ("ort-host", ["host:0", "host:00"], "must be different ones such as host:0 and host:1, got host:0, host:00"),

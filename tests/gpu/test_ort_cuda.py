@@ -11,7 +11,7 @@ from druse._peak import peak_gflops
 from druse.backends import open_backend
 from druse.bench import measure
 from druse.bundle import Bundle
-from druse.errors import DruseError, InputError
+from druse.errors import DeviceError, DruseError, InputError
 from druse.model import Model
 
 pytestmark = pytest.mark.gpu
@@ -22,11 +22,11 @@ TOLERANCES = {"fp32": 1e-4, "tf32": 3e-2, "fp16": 3e-2, "bf16": 2e-1}
 SHORT = SamplingSchedule(method="ancestral", n_levels=6, n_steps=2)
 
 
-def opened(precision: str) -> Model:
+def opened(precision: str, name: str = "ort-cuda") -> Model:
     try:
-        backend = open_backend("ort-cuda", precision=precision)
+        backend = open_backend(name, precision=precision)
     except DruseError as error:
-        pytest.skip(f"ort-cuda cannot run here: {error}")
+        pytest.skip(f"{name} cannot run here: {error}")
     return Model.open(Bundle.embedded(), backend=backend)
 
 
@@ -38,14 +38,20 @@ def noisy(n: int = 200) -> Crystals:
     return Crystals(rng.random((offsets[-1], 3)), cells, offsets, rng.integers(1, 90, offsets[-1]).astype(np.int32))
 
 
-@pytest.mark.parametrize("precision", TOLERANCES)
-def test_scores_of_the_same_states(precision: str) -> None:
-    model = opened(precision)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*(("ort-cuda", precision) for precision in TOLERANCES), ("ort-tensorrt", "tf32")]
+)
+def test_scores_of_the_same_states(name: str, precision: str) -> None:
+    model = opened(precision, name)
     crystals, rng = noisy(), np.random.default_rng(1)
     z_con = rng.standard_normal((len(crystals), model.manifest.latent)).astype(np.float32)
     levels = np.arange(len(crystals)) % len(model.manifest.sigmas)
     try:
         found = model.score(crystals, z_con, levels)
+    except DeviceError as error:
+        if name == "ort-cuda":
+            raise
+        pytest.skip(f"{name} cannot run here: {error}")  # there is no TensorRT
     except InputError as error:
         pytest.skip(f"the bundle has no such graphs: {error}")
     wanted = Model.open(Bundle.embedded(), backend="ort-cpu").score(crystals, z_con, levels)

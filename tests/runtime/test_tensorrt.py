@@ -201,6 +201,21 @@ def test_without_a_device_it_says_so(backend: type[TensorRT], tmp_path: Path) ->
         backend("fp32", 1, folder=tmp_path)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_onnx_runtimes_own_provider_is_taken_for_tf32_alone(precision: str) -> None:
+    with pytest.raises(DeviceError, match=rf"ort-tensorrt computes in tf32 .* got {precision}; take tensorrt"):
+        open_backend("ort-tensorrt", precision=precision)
+
+
+def test_without_onnx_runtimes_own_provider_it_says_so() -> None:
+    import onnxruntime
+
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the provider")
+    with pytest.raises(DeviceError, match=r"was built without TensorrtExecutionProvider; pip uninstall"):
+        open_backend("ort-tensorrt")
+
+
 @pytest.fixture(params=[TensorRT, TensorRTRTX], ids=lambda backend: backend.name)
 def on_device(request: pytest.FixtureRequest, tmp_path: Path) -> TensorRT:
     """The backend on this machine's GPU, with an empty cache."""

@@ -11,6 +11,8 @@ name                extra        how it runs
                                  device, and the rest as ``ort-cpu``. float32, TF32, or a bundle's float16 or bfloat16
                                  graphs.
 ``ort-host``        ``cpu``      The same, resident loop and all, with the host as the device: to compare with.
+``ort-tensorrt``    ``cuda``     ONNX Runtime's TensorRT provider in its place, in TF32, as TensorRT 10 is installed: to
+                                 compare with.
 ``ort-openvino``    ``openvino`` OpenVINO's provider in ONNX Runtime, all threads for each call. float32 or bfloat16.
 ``tensorrt``        its name     As ``ort-cuda``, with an engine of TensorRT 10 or 11 for each bucket, kept on disk.
 ``tensorrt-rtx``    its name     The same with TensorRT for RTX devices, which pip installs alone.
@@ -167,6 +169,12 @@ def _ort_host(precision: Precision, n_threads: int, index: int = 0) -> ResidentB
     return OrtHost(precision, n_threads, index)
 
 
+def _ort_tensorrt(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
+    from druse.backends._ort_cuda import OrtTensorRT
+
+    return OrtTensorRT(precision, n_threads, index)
+
+
 def _tensorrt(precision: Precision, n_threads: int, index: int = 0) -> ResidentBackend:
     from druse.backends._tensorrt import TensorRT
 
@@ -184,6 +192,7 @@ BACKENDS: dict[str, Callable[[Precision, int], Backend]] = {
     "ort-cuda": _ort_cuda,
     "ort-host": _ort_host,
     "ort-openvino": _ort_openvino,
+    "ort-tensorrt": _ort_tensorrt,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
 }
@@ -191,11 +200,12 @@ _AUTO = ("ort-cuda", "ort-cpu")
 _ON_DEVICES: dict[str, tuple[str, Callable[[Precision, int, int], ResidentBackend]]] = {
     "ort-cuda": ("cuda", _ort_cuda),
     "ort-host": ("host", _ort_host),
+    "ort-tensorrt": ("cuda", _ort_tensorrt),
     "tensorrt": ("cuda", _tensorrt),
     "tensorrt-rtx": ("cuda", _tensorrt_rtx),
 }
 
-PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp16", "tf32", "fp32")}
+PREFERRED: dict[str, tuple[Precision, ...]] = {"ort-cuda": ("fp16", "tf32", "fp32"), "ort-tensorrt": ("tf32",)}
 """What ``auto`` is as a precision: the first of these that the bundle has; fp32 on backends that are not listed.
 
 On a GPU the fastest first, of those in which crystals are distributed as in fp32 by ``benchmarks/precision.py``: on an
