@@ -49,9 +49,7 @@ def traffic(model: onnx.ModelProto) -> tuple[collections.Counter[str], collectio
     for node in graph.node:
         if node.op_type not in VIEWS:
             count[node.op_type] += 1
-            n_bytes[node.op_type] += sum(
-                size[name] for name in (*node.input, *node.output) if name not in {*weights, ""}
-            )
+            n_bytes[node.op_type] += sum(size[name] for name in (*node.input, *node.output))
     return n_bytes, count
 
 
