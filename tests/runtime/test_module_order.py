@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ _reported _population _figures _changes _page _wording report campaign _probes d
 ORDER = NAMES.split()
 """A private module stands just before the public one that it belongs to, the package after what it names."""
 
-PACKAGE = Path(__file__).parents[2] / "runtime" / "druse"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "runtime" / "druse"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -68,6 +70,19 @@ def test_a_module_imports_only_what_stands_before_it(file: Path) -> None:
         assert name in ORDER, f"{own} imports {name}, which has no place in the order of modules"
         inside = name == own and file.parent != PACKAGE
         assert inside or ORDER.index(name) < ORDER.index(own), f"{own} must not import {name}"
+
+
+def test_type_checkers_need_what_is_installed() -> None:
+    """A package that is not there is Any to them, in silence, wherever its names are used."""
+    (needed,) = re.findall(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M)
+    known = {re.split("[>=]", name)[0] for name in ast.literal_eval(needed)} | {"druse", *sys.stdlib_module_names}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+                continue
+            for line in (part for part in node.body if isinstance(part, ast.Import | ast.ImportFrom)):
+                names = [line.module or ""] if isinstance(line, ast.ImportFrom) else [part.name for part in line.names]
+                assert {name.split(".")[0] for name in names} <= known, f"{file.name} shows a type checker {names}"
 
 
 def test_importing_druse_brings_nothing_heavy() -> None:
