@@ -14,9 +14,9 @@ from druse.errors import InputError
 
 __all__ = ["Bool", "Float32", "Float64", "Int32", "Int64", "UInt8", "UInt32", "UInt64"]  # and all that is defined below
 
-# A type checker sees what jaxtyping would show it, an array's type with its shape beside it. Jaxtyping is no dependency,
-# so programs that use Druse would see Any. Tests, which import it first, check shapes. At run time nothing reads them,
-# and importing it would double the time that `import druse` takes (0.2 s on top of NumPy's 0.2 s).
+# A type checker sees what jaxtyping would show it, an array's type with its shape beside it. Jaxtyping is no
+# dependency, so programs that use Druse would see Any. Tests, which import it first, check shapes. At run time nothing
+# reads them, and importing it would double the time that `import druse` takes (0.2 s on top of NumPy's 0.2 s).
 if TYPE_CHECKING:
     from typing import Annotated as Bool
     from typing import Annotated as Float32
