@@ -81,15 +81,16 @@ def read_references(path: Path) -> dict[int, float]:
             rows = list(tomllib.loads(text).items())
         else:
             rows = [(row["element"], row["energy_per_atom"]) for row in csv.DictReader(text.splitlines())]
-        found = {SYMBOLS.index(str(element).strip()) + 1: _energy(value) for element, value in rows}
+        found = {_number(element): _energy(value) for element, value in rows}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give energies of elements") from error
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError, csv.Error) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)[:120]
         raise InputError(
             f"{path} must hold an energy in eV an atom for each element, as TOML (Li = -1.90) or CSV with the columns "
-            f"element and energy_per_atom; it does not ({str(error)[:120]})"
+            f"element and energy_per_atom; it does not ({reason})"
         ) from error
     if not found:
         raise InputError(f"{path} holds no energy of an element")
@@ -137,6 +138,13 @@ def _agreement(name: str, values: np.ndarray, dft: str, truth: np.ndarray, faile
         1 - float(np.sum(errors**2)) / spread if spread > 0 else math.nan,
         int(np.sum(np.isfinite(values) & failed)),
     )
+
+
+def _number(element: Any) -> int:
+    symbol = str(element).strip()
+    if symbol not in SYMBOLS:
+        raise ValueError(f"{symbol[:20]!r} is no element")
+    return SYMBOLS.index(symbol) + 1
 
 
 def _energy(value: Any) -> float:

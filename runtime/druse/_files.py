@@ -31,7 +31,7 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
             os.fsync(file.fileno())
         move_into_place(part, path)
     except OSError as error:
-        if error.filename is None:  # a write that failed does not say of which file
+        if error.filename in (None, str(part)):  # a write that failed names no file, a rename the one that is not there
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -245,10 +245,9 @@ def export(
 
     runs = [Run.open(source) for source in map(Path, sources) if (source / "run.json").is_file()]
     if len(runs) == len(sources) == 1:  # which says more of its crystals, and numbers them
-        written = runs[0].export(path, format=format)
-        left_out = runs[0].finished - written
-    else:
-        write_named(path, good(), format)
+        written, left_out = runs[0].exported(path, format=format)  # more may be stored meanwhile
+        return Exported(written, left_out, runs[0].request.count - written - left_out)
+    write_named(path, good(), format)
     return Exported(written, left_out, sum(run.request.count - run.finished for run in runs))
 
 

@@ -355,7 +355,8 @@ def write_named(path: Any, crystals: Iterator[Named], format: str = "") -> None:
     place = Path(path)
     kind = format or {".xyz": "extxyz", ".zip": "cif"}.get(place.suffix.lower(), place.suffix.lower().lstrip("."))
     if kind not in FORMATS:
-        raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {kind or place.name!r}")
+        told = repr(kind) if kind else f"none, and {place.name} does not end with one"
+        raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {told}")
     FORMATS[kind](place, crystals)
 
 

@@ -121,10 +121,12 @@ def write_report(
         progress: called with what is done, and how many crystals of how many.
 
     Raises:
-        InputError: a folder is none of these, or holds nothing yet; a window is not above 0; the reference cannot be
-            read.
+        InputError: a folder is none of these, or holds nothing yet; a window is not above 0, or is of no property; the
+            reference cannot be read.
         MissingDependencyError: Jinja, ASE or pymatgen is not installed.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; give the name of the page, such as {path}/report.html")
     text, said = _build(folders, top, windows or {}, reference, models, symmetry, n_jobs, progress)
     content = text.encode()
     with whole_file(Path(path), "wb") as file:
@@ -156,6 +158,11 @@ def _build(
         for stage in stages
     ]
     population = populate(stages)
+    properties = [spec.key for spec in population.properties]
+    if unknown := [name for name in windows if name not in properties]:
+        raise InputError(
+            f"`windows` has {unknown[0]!r}, which is no property here; there are {', '.join(properties) or 'none'}"
+        )
     others = {} if reference is None else _reference(Path(reference), population.properties)
     found = page.candidates(stages, population, windows)
     context, data = _shown(stages, population, found, windows, others, top, notes)

@@ -356,7 +356,9 @@ def _decode(content: bytes, name: str) -> RuleSet:
     try:
         return msgspec.toml.decode(content, type=RuleSet)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # a number of too many digits, too many brackets
-        raise InputError(f"{name} cannot be used: {in_one_line(error)}") from error
+        raise InputError(
+            f"{name} cannot be used: {in_one_line(error)}; druse screen --example shows every kind and field"
+        ) from error
 
 
 def _named(rules: Sequence[Rule]) -> list[Rule]:

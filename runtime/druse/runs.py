@@ -233,18 +233,23 @@ class Run:
 
     def export(self, path: Any, *, format: str = "") -> int:  # noqa: A002
         """Write the finished crystals that did not fail to a file; how many they are. See `druse.io.write_crystals`."""
-        n = 0
+        return self.exported(path, format=format)[0]
+
+    def exported(self, path: Any, *, format: str = "") -> tuple[int, int]:  # noqa: A002
+        """As `export`: how many crystals were written, and how many had failed, of those that were stored then."""
+        written, failed = 0, 0
 
         def good() -> Iterator[Named]:
-            nonlocal n
+            nonlocal written, failed
             for part in self.generated():
                 some = part.take(np.flatnonzero(part.ok))
+                failed += len(part) - len(some)
                 for one in named(some, self._facts(some)):
-                    n += 1
+                    written += 1
                     yield one
 
         write_named(path, good(), format)
-        return n
+        return written, failed
 
     def summary(self, seconds: Mapping[str, float] | None = None, *, share: Share | None = None) -> Summary:
         """What has been made so far, of a share or of all."""

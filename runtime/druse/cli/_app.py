@@ -1,6 +1,7 @@
 """The application, its global options, and the one place where exceptions become sentences."""
 
 import errno
+import io
 import sys
 from typing import Annotated
 
@@ -60,11 +61,11 @@ def root(
     """Crystal structures in bulk, to property targets."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ADVICE = {
-    errno.ENOSPC: "; make room and run the same again (a run goes on with druse resume)",
-    errno.EDQUOT: "; make room and run the same again (a run goes on with druse resume)",
+    **dict.fromkeys(_FULL, "; make room and run the same again (a run goes on with druse resume)"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; choose a place where you may write"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "; give another name"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "; give another name"),
 }
 
 
@@ -74,14 +75,18 @@ def _sentence(error: Exception) -> str | None:
         return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("druse"):
         return str(MissingDependencyError(f"this command needs {error.name}; pip install 'druse[export]'"))
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _FULL):
         advice = _ADVICE.get(error.errno or 0, "")
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}{advice}"
+        file = "the output" if error.filename is None else error.filename  # what goes to a file of ours has a name
+        return f"{file}: {error.strerror[0].lower()}{error.strerror[1:]}{advice}"
     return None
 
 
 def main() -> None:
     """Entry point of ``druse``. Errors that were foreseen end in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # an encoding without Å shows a question mark
     try:
         app()
     except Exception as error:

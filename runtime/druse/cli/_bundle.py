@@ -14,16 +14,18 @@ from rich.text import Text
 
 app = typer.Typer(help="Build, import, show and verify bundles.", no_args_is_help=True)
 
-Path_ = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder or .zip.")]
+Path_ = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="Folder or .zip; the generator that comes with Druse.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command()
-def show(bundle: Path_, as_json: AsJSON = False) -> None:
+def show(bundle: Path_ = None, as_json: AsJSON = False) -> None:
     """What a bundle holds: properties, ranges and units, provenance, licence."""
     from druse.bundle import Bundle
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.embedded() if bundle is None else Bundle.open(bundle)
     content = {"bundle": opened.name, "sha256": opened.digest, **msgspec.to_builtins(opened.manifest)}
     if as_json:
         typer.echo(json.dumps(content, indent=2))
@@ -117,7 +119,7 @@ def _table(properties: Sequence[dict[str, Any]]) -> Table:
 
 @app.command()
 def verify(
-    bundle: Path_,
+    bundle: Path_ = None,
     backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16; what the backend can.")] = "auto",
     threads: Annotated[int, typer.Option(help="0: every core.", min=0)] = 0,
@@ -128,7 +130,7 @@ def verify(
     from druse.bundle import Bundle
     from druse.verify import verify as replay
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.embedded() if bundle is None else Bundle.open(bundle)
     decoder = getattr(opened.manifest, "decoder", None)
     stated = decoder.precisions if decoder is not None else ()
     engine = open_backend(backend, precision=precision, n_threads=threads, stated=stated)

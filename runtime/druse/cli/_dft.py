@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._counting import counting
 from druse.cli._options import AsJSON, Jobs, Limit, Sources
 from druse.errors import InputError
 
@@ -51,16 +51,18 @@ def vasp(
     jobs: Jobs = 0,
     as_json: AsJSON = False,
 ) -> None:
-    """Write INCAR, KPOINTS, POSCAR and POTCAR.spec of a relaxation, a folder for each structure.
+    """Write INCAR, KPOINTS, POSCAR and POTCAR.spec, a folder for each structure.
 
-    Example: druse dft vasp screened --out dft --limit 100
+    Example: druse dft vasp screens/demo --out dft/demo --limit 100
     """
+    from druse.cli._unfinished import tell_unfinished
     from druse.dft import Settings, write_vasp
 
     settings = Settings(
         functional=functional, encut_factor=encut_factor, kspacing=kspacing, spin=spin, primitive=primitive,
         symbols=_pairs("--potcar", potcar, "Fe=Fe"), incar=_pairs("--incar", incar, "NCORE=4"), command=command,
     )  # fmt: skip
+    tell_unfinished(sources)
     written = write_vasp(
         sources, out, settings=settings, potcars=potcars, write_potcar=write_potcar, limit=limit or None, n_jobs=jobs
     )
@@ -89,18 +91,14 @@ def collect(
 ) -> None:
     """Read what is finished into dft.parquet, and compare it with predictions; as often as you like.
 
-    Example: druse dft collect dft --references elements.toml
+    Example: druse dft collect dft/demo --references elements.toml
     """
     from druse.dft import collect as read
 
-    console = Console(stderr=True)
-    columns = (TextColumn("results"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = as_json or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("")
+    with counting(wanted=not as_json) as progress:
         found = read(
             folder, references=references, n_jobs=jobs, seconds=seconds,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: progress("results", done, total),
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **found.to_dict()}, indent=2))

@@ -59,10 +59,12 @@ def evaluate(
 
     Example: druse evaluate runs/demo --reference mp_20/test.csv
     """
+    from druse.cli._unfinished import tell_unfinished
     from druse.evaluate import CUTOFFS
     from druse.evaluate import evaluate as measure
     from druse.tables import default_cache, load_table
 
+    tell_unfinished([crystals])
     folder = None if no_cache else cache or default_cache()
     with counting(wanted=not as_json) as progress:
         made, ids, rejected = _read(crystals, jobs, lambda *n: progress("reading", *n))

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,8 @@ class _Bars:
 
     def __call__(self, progress: Any) -> None:
         stage, done, total = progress
-        counted = f"{int(done + 1e-6):,} of {total:,}"
+        done = round(done, 6)  # a sum of parts of crystals, which in the end must be all of them
+        counted = f"{int(done):,} of {total:,}"
         if stage not in self._tasks:
             self._progress.start()
             self._tasks[stage] = self._progress.add_task(_TITLES[stage], total=total, counted=counted)
@@ -154,18 +156,21 @@ def resume(
 ) -> None:
     """Go on with a run, a screening or a relaxation that was interrupted; it gives what it would have given."""
     machines = Machines.of(shard, ray, cpus_per_task, gpus_per_task, shards_per_task)
+    of_runs = {"--bundle": bundle, "--devices": devices, "--ray": ray}
     if (run / "screen.json").is_file():
         from druse.cli._screen import finish
         from druse.screening import Screening
 
         if ray:
             raise InputError("--ray is for runs; a screening is shared by --shard")
+        _without("a screening", of_runs)
         finish(Screening.open(run), threads, as_json, machines.share)
         return
     if (run / "relax.json").is_file():
         from druse.cli._relax import finish as relax_on
         from druse.relax import Relaxation
 
+        _without("a relaxation", {**of_runs, "--shard": shard})
         opened_relaxation = Relaxation.open(run)
         if (name := opened_relaxation.file.how.calculator) not in _HARMLESS:  # it may import or start anything
             raise InputError(
@@ -174,9 +179,17 @@ def resume(
             )
         relax_on(opened_relaxation, threads, as_json)
         return
+    if (run / "dft.json").is_file():
+        raise InputError(f"{run} holds inputs of DFT, which VASP works on; druse dft collect {run} reads what is there")
     opened = Run.open(run)
     generator = opened.generator(bundle=bundle, n_threads=threads, devices=_listed(devices))
     _finish(opened, generator, machines, Console(stderr=True), as_json)
+
+
+def _without(what: str, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if value:
+            raise InputError(f"{what} does not take {name}; leave it out")
 
 
 def _finish(run: Run, generator: Generator, machines: Machines, console: Console, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from druse._dependencies import require
 from druse._shares import Share
 from druse.errors import InputError
 
@@ -44,7 +45,10 @@ class Machines:
 
         Raises:
             InputError: they do not go together.
+            MissingDependencyError: of Ray, before a run is begun for it.
         """
         if shard and ray:
             raise InputError("--shard is for array jobs, and --ray shares the work itself; give one of them")
+        if ray.strip():
+            require("ray", purpose="--ray", extra="ray")
         return cls(Share.parse(shard) if shard else None, ray.strip(), cpus, gpus, shards)

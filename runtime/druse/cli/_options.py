@@ -7,7 +7,7 @@ import typer
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(metavar="SOURCE...", help="Folders of other commands; files and folders of crystals of any kind."),
+    typer.Argument(metavar="SOURCE", help="Folders of other commands; files and folders of crystals of any kind."),
 ]
 Jobs = Annotated[int, typer.Option(help="Processes; 0 for every core.", min=0)]
 Limit = Annotated[int, typer.Option(help="Entries, at most: the first ones; 0 for all.", min=0)]

@@ -40,10 +40,12 @@ def predict(
     Example: druse predict runs/demo --out properties.parquet
     """
     from druse.candidates import Entries, read_entries, write_entries
+    from druse.cli._unfinished import tell_unfinished
     from druse.properties import PropertyModels
 
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"--out must end with .parquet or .csv, got {out.name}")
+    tell_unfinished(sources)
     models = PropertyModels.open(model or (), embedded=embedded or not model, backend=backend, n_threads=threads)
     with reading(wanted=not as_json) as progress:
         parts = [models.add_to(part) for part in read_entries(sources, n_jobs=jobs, progress=progress)]

@@ -52,12 +52,14 @@ def relax(
 
     Example: druse relax runs/demo --calculator chgnet --out relaxed/demo
     """
+    from druse.cli._unfinished import tell_unfinished
     from druse.relax import Relaxation, relaxing
 
     how = relaxing(
         calculator, batched=batched, arguments=_arguments(arguments or []), optimizer=optimizer, fmax=fmax, steps=steps,
         cell=cell, pressure=pressure, seconds=seconds,
     )  # fmt: skip
+    tell_unfinished(sources)
     finish(Relaxation.create(out, sources, how, limit=limit), jobs, as_json)
 
 
@@ -91,15 +93,17 @@ def _print(out: Path, summary: Any) -> None:
         f"failure; {summary.seconds:,.0f} s",
         highlight=False,
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    heads = ("a, Å", "b, Å", "c, Å", "α, °", "β, °", "γ, °", "RMSD", "RMSD, Å", "matched", "steps")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    values = [*summary.changes.values(), summary.rmsd, summary.rmsd_angstrom]
-    matched = f"{summary.matched:,} of {summary.converged:,}"
-    table.add_row(*("" if math.isnan(value) else f"{value:.3f}" for value in values), matched, f"{summary.steps:.0f}")
     if summary.converged:
         console.print("\nmean absolute change of the converged ones", highlight=False)
+        heads = ("a, Å", "b, Å", "c, Å", "α, °", "β, °", "γ, °", "RMSD", "RMSD, Å")
+        values = [*summary.changes.values(), summary.rmsd, summary.rmsd_angstrom]
+        table = Table.grid(padding=(0, 2))  # a line for each: eleven columns are too many for some terminals
+        table.add_column(style="dim")
+        table.add_column(justify="right")
+        for head, value in zip(heads, values, strict=True):
+            table.add_row(head, "" if math.isnan(value) else f"{value:.3f}")
+        table.add_row("matched", f"{summary.matched:,} of {summary.converged:,}")
+        table.add_row("steps", f"{summary.steps:.0f}")
         console.print(table)
     if summary.failures:
         console.print(f"\n[bold]{summary.entries - summary.relaxed:,}[/] failed", highlight=False)

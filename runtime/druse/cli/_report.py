@@ -6,9 +6,8 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from druse.cli._counting import counting
 from druse.cli._options import AsJSON, Jobs
 from druse.errors import InputError
 
@@ -16,7 +15,7 @@ from druse.errors import InputError
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of druse generate, screen, relax or dft.", show_default=False),
+        typer.Argument(metavar="DIR", help="Folders of druse generate, screen, relax or dft.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     top: Annotated[int, typer.Option(help="Candidates with a view of the crystal.", min=0, max=500)] = 24,
@@ -36,19 +35,11 @@ def report(
 
     Example: druse report runs/demo --out demo.html
     """
+    from druse.cli._unfinished import tell_unfinished
     from druse.report import write_report
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        console=Console(stderr=True), disable=as_json,
-    ) as bars:  # fmt: skip
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
+    tell_unfinished(folders)
+    with counting(wanted=not as_json) as progress:
         said = write_report(
             out, folders, top=top, windows=_windows(window or []), reference=reference, models=models,
             symmetry=symmetry, n_jobs=jobs, progress=progress,

@@ -24,9 +24,7 @@ _REASONS_SHOWN = 3
 def screen(
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="SOURCE...", help="Folders of other commands; files and folders of crystals of any kind."
-        ),
+        typer.Argument(metavar="SOURCE", help="Folders of other commands; files and folders of crystals of any kind."),
     ] = None,
     rules: Annotated[
         Path | None,
@@ -52,6 +50,7 @@ def screen(
 
     Example: druse screen runs/demo --rules rules.toml --out screens/demo
     """
+    from druse.cli._unfinished import tell_unfinished
     from druse.rules import default_rules, default_rules_text, read_rules
     from druse.screening import Screening
 
@@ -66,6 +65,7 @@ def screen(
     more = tuple(str(path.resolve()) for path in model or ())
     chosen = msgspec.structs.replace(chosen, models=(*chosen.models, *more))
     share = Share.parse(shard) if shard else None
+    tell_unfinished(sources)
     finish(Screening.begin(out, sources, chosen, piece=piece), jobs, as_json, share)
 
 
