@@ -355,7 +355,7 @@ def write_named(path: Any, crystals: Iterator[Named], format: str = "") -> None:
     place = Path(path)
     kind = format or {".xyz": "extxyz", ".zip": "cif"}.get(place.suffix.lower(), place.suffix.lower().lstrip("."))
     if kind not in FORMATS:
-        told = repr(kind) if kind else f"none, and {place.name} does not end with one"
+        told = repr(kind) if kind else f"{place.name!r}, a name that ends with none of them"
         raise InputError(f"`format` must be one of {', '.join(FORMATS)}, got {told}")
     FORMATS[kind](place, crystals)
 
