@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU, and what its other providers share with it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,14 +53,18 @@ def open_session(module: Any, content: bytes, network: Network, options: Any, **
 
 
 def checked_session(module: Any, content: bytes, network: Network, options: Any, **how: Any) -> Any:
-    """A session of a network's file.
+    """A session of a network's file, on the providers that were asked for and no others.
 
     Raises:
         InputError: ONNX Runtime does not take the file, or it has other inputs or outputs than the manifest says.
+        OutOfMemoryError: there is no memory for it.
+        DeviceError: a provider's device fails.
     """
-    try:
-        session = module.InferenceSession(content, options, **how)
+    try:  # or ONNX Runtime would print what failed, and go on with the CPU
+        session = module.InferenceSession(content, options, enable_fallback=0, **how)
     except Exception as error:
+        if _is_want_of_memory(error) or _OF_A_DEVICE.search(str(error)):
+            raise _failure(network, error, DeviceError) from error
         raise InputError(f"{network.file} is refused by ONNX Runtime: {_first_line(error)}") from error
     for found, wanted, what in (
         (session.get_inputs(), network.inputs, "inputs"),
@@ -105,10 +110,18 @@ def bound(
     return run
 
 
+_OF_A_DEVICE = re.compile(r"CU(DA|DNN|BLAS)")
+"""What ONNX Runtime names when one of NVIDIA's libraries fails, or cannot be loaded."""
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(words in text for words in ("allocat", "bad_alloc", "alloc_failed", "out of memory"))
+
+
 def _failure(network: Network, error: Exception, other: type[DruseError] = DruseError) -> DruseError:
     """ONNX Runtime has one class for everything."""
-    text = str(error).lower()
-    if "allocat" in text or "bad_alloc" in text or "out of memory" in text:
+    if _is_want_of_memory(error):
         return OutOfMemoryError(f"{network.file}: {_first_line(error)}")
     return other(f"{network.file} failed: {_first_line(error)}")
 
