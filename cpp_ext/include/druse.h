@@ -62,7 +62,8 @@ enum {
                                               what describes it or in what an update would make of it */
     DRUSE_STATUS_SINGULAR = 1 << 1,        /* a flat or zero cell; exact mode: planes closer than 0.01 Angstrom, or so
                                               skewed that a reduced cell needs integers beyond 1e6 */
-    DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 images in reach, or 2^31 pairs of atoms and images */
+    DRUSE_STATUS_TOO_MANY_IMAGES = 1 << 2, /* more than 2^20 images in reach, or 2^31 pairs of atoms and images; or a
+                                              cell so thin and skewed that an image in reach is 1e9 cells away */
     DRUSE_STATUS_EDGE_OVERFLOW = 1 << 3,   /* edge_capacity was too small; edge_counts says what is needed */
     DRUSE_STATUS_DEGREE_OVERFLOW = 1 << 4, /* degree_capacity was too small; degree says what is needed; edges stay */
     DRUSE_STATUS_OUT_OF_MEMORY = 1 << 5,   /* working memory could not be had, or was too small; its count is not known */

@@ -240,6 +240,15 @@ def test_more_than_a_million_images() -> None:
     assert graph.counts.tolist() == [0, 42]
 
 
+@pytest.mark.parametrize(("cutoff", "status"), [(15.0, 0), (60.0, TOO_MANY_IMAGES)])
+def test_images_that_are_farther_than_int32_in_a_skewed_cell(cutoff: float, status: int) -> None:
+    skewed = atoms_at((0.1, 0.2, 0.3), cell=np.array([[10.0, 0, 0], [9e6, 0.02, 0], [0, 0, 10.0]]))
+    graph = graph_of(skewed, cutoff=cutoff, max_neighbors=None)
+    assert graph.status.tolist() == [status]
+    found = np.linalg.norm(graph.image @ skewed.cell, axis=1)
+    np.testing.assert_allclose(found, graph.distance, atol=1e-3)
+
+
 # ---- one bad crystal, no crystal, no atoms --------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ constexpr float kCoincident2 = 1e-4f;      // (0.01 Angstrom)^2: such pairs have
 constexpr int64_t kMaxImages = 1 << 20;
 constexpr double kLargestFraction = 1e8;  // beyond, a float64 fraction no longer resolves an atom, and images leave int32
 constexpr double kLargestCell = 1e15;     // Angstrom
+constexpr double kLargestSpan = 1e9;      // given cells to an image: with two atoms' translations, 5e8 each, still int32
 
 template <class Real, class Value>
 DRUSE_HD Value combine(Real a, Real b, Real c, Value x, Value y, Value z) {
@@ -64,7 +65,7 @@ DRUSE_HD bool wrap_atom(const ReducedCell &r, const double *frac, double *coordi
 // size - 1 - place.
 struct ImageBox {
     int32_t most[3];
-    int32_t size;  // 0: more than can be searched
+    int32_t size;  // 0: more than can be searched, or farther in the given cell than int32 can say
 };
 
 // A minimum image is within +-1/2 along each axis, so |number + offset| spacing <= radius bounds the number.
@@ -77,6 +78,11 @@ DRUSE_HD ImageBox image_box(const ReducedCell &r, double radius) {
         box.most[k] = static_cast<int32_t>(most);
         if (size > 0) size *= 2 * most + 1;
         if (size > 8 * kMaxImages) size = 0;
+    }
+    for (int k = 0; k < 3; ++k) {
+        double span = 0.0;
+        for (int row = 0; row < 3; ++row) span += box.most[row] * __builtin_fabs(r.transform[3 * row + k]);
+        if (!(span < kLargestSpan)) size = 0;
     }
     box.size = static_cast<int32_t>(size);
     return box;
