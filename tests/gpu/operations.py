@@ -200,6 +200,15 @@ def draws(place: Place, kind: str, offsets: np.ndarray | None, n_crystals: int, 
     return {"out": out}
 
 
+def add_gumbel(place: Place, offsets: np.ndarray, n_crystals: int, width: int) -> Arrays:
+    """``druse_add_gumbel``, its step read from where the arrays are."""
+    values = np.random.default_rng(3).normal(size=(int(offsets[-1]), width)).astype(np.float32)
+    step, key = np.array([11], np.uint32), key_of(place, ids_of(n_crystals))
+    key.step_at = place.put(step)
+    _native.call("druse_add_gumbel", place.exec_, key, n_crystals, place.put(offsets), width, place.put(values))
+    return {"values": values}
+
+
 # ---- updates --------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +270,25 @@ def ddpm(place: Place, n_rows: int, width: int, *, given_noise: bool = False, sp
     return arrays
 
 
+def combine(place: Place, count: int, *, two: bool = True) -> Arrays:
+    """``druse_combine``."""
+    x, y = np.random.default_rng(6).normal(size=(2, count)).astype(np.float32)
+    out, given = blank(np.float32, count), np.ascontiguousarray(y) if two else None
+    _native.call(
+        "druse_combine", place.exec_, count, 0.3, place.put(np.ascontiguousarray(x)), -1.7, place.put(given), 0.9,
+        place.put(out),
+    )  # fmt: skip
+    return {"out": out}
+
+
+def advance(place: Place, count: int) -> Arrays:
+    """``druse_advance``, beyond 2^32 and below 0 too."""
+    by, counters = np.arange(count, dtype=np.int32) - 2, np.zeros(count, np.uint32)
+    counters[-1:] = 2**32 - 1
+    _native.call("druse_advance", place.exec_, count, place.put(by), place.put(counters))
+    return {"counters": counters}
+
+
 # ---- decoder geometry -----------------------------------------------------------------------------------------------
 
 
@@ -302,6 +330,31 @@ def force_sum(place: Place, graph: Arrays, table: Arrays, *, half: bool = True) 
         capacity if half else 0, place.put(graph["unit"]), place.put(force), place.put(out),
     )  # fmt: skip
     return {"out": out}
+
+
+def pad_graph(place: Place, crystals: Batch, *, capacity: int, width: int = 40, atoms: int = 64) -> Arrays:
+    """``druse_pad_graph`` of half edges, for so many atoms more than there are."""
+    n, graph = crystals.n_atoms + atoms, radius_graph(Host(), crystals, k=12, capacity=capacity - 1)
+    table = {
+        **{name: np.append(graph[name], blank(graph[name].dtype.type, 1)) for name in ("src", "dst", "distance")},
+        "in_edge": blank(np.int32, n, width),
+        "degree": blank(np.int32, n),
+        "slot": blank(np.int32, 2, capacity),
+        "valid": blank(np.float32, n, width),
+        "status": graph["status"],
+        "met": np.full(crystals.n_crystals, 1 << 2, np.uint32),
+    }
+    _native.call(
+        "druse_incidence", Host().exec_, crystals.n_crystals,
+        *(a.ctypes.data for a in (crystals.offsets, graph["edge_offsets"], table["src"], table["dst"])), capacity,
+        width, 2 * capacity - 1, *(table[name].ctypes.data for name in ("in_edge", "slot", "degree", "status")),
+    )  # fmt: skip
+    padded = _native.PaddedGraph(
+        crystals.n_crystals, n, capacity, width, 6.0, *(place.put(array) for array in table.values())
+    )
+    ends = (place.put(array) for array in (crystals.offsets, graph["edge_offsets"]))
+    _native.call("druse_pad_graph", place.exec_, *ends, padded)
+    return table
 
 
 # ---- both places ----------------------------------------------------------------------------------------------------

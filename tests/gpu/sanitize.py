@@ -16,6 +16,9 @@ from operations import (
     UNION,
     UPSTREAM,
     Batch,
+    add_gumbel,
+    advance,
+    combine,
     count_edges,
     ddpm,
     differences,
@@ -25,6 +28,7 @@ from operations import (
     langevin,
     lattices,
     legendre,
+    pad_graph,
     radial_basis,
     radius_graph,
     random_batch,
@@ -62,6 +66,12 @@ def everything() -> Iterator[tuple[str, list[str]]]:
     for kind in ("normal", "uniform", "gumbel"):
         yield kind, differences(draws, kind, crystals.offsets, crystals.n_crystals, 3)
         yield kind, differences(draws, kind, None, 40, 101)
+    yield "add_gumbel", differences(add_gumbel, crystals.offsets, crystals.n_crystals, 101)
+    for two in (False, True):
+        yield "combine", differences(combine, 301, two=two)
+    yield "advance", differences(advance, 5)
+    for capacity, width in ((2000, 40), (90, 40), (2000, 5)):
+        yield "pad_graph", differences(pad_graph, crystals, capacity=capacity, width=width)
     for given, spoil in itertools.product((False, True), repeat=2):
         yield "langevin", differences(langevin, crystals, given_noise=given, allowed=given, spoil=spoil)
         yield "ddpm", differences(ddpm, 9, 259, given_noise=given, spoil=spoil)

@@ -5,12 +5,16 @@ import itertools
 import numpy as np
 import pytest
 from operations import (
+    add_gumbel,
+    advance,
+    combine,
     ddpm,
     differences,
     draws,
     force_sum,
     langevin,
     legendre,
+    pad_graph,
     radial_basis,
     random_batch,
     tables,
@@ -35,6 +39,21 @@ def test_many_draws() -> None:
     """A million Box-Muller pairs and Gumbel numbers: logarithms, roots and cosines in every binade."""
     for kind in ("normal", "gumbel"):
         assert differences(draws, kind, None, 64, 1 << 15) == []
+
+
+def test_what_a_sampler_keeps_in_place() -> None:
+    crystals = random_batch(24, 40)
+    for width in (1, 5, 100):
+        assert differences(add_gumbel, crystals.offsets, crystals.n_crystals, width) == []
+    for count in (0, 1, 1000):
+        assert differences(combine, count) == []
+        assert differences(combine, count, two=False) == []
+        assert differences(advance, count) == []
+
+
+@pytest.mark.parametrize(("capacity", "width"), [(8000, 40), (500, 40), (8000, 5)])
+def test_pad_graph(capacity: int, width: int) -> None:
+    assert differences(pad_graph, random_batch(25, 40), capacity=capacity, width=width) == []
 
 
 @flags

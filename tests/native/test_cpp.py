@@ -50,7 +50,7 @@ def test_cuda_sources_compile_for_three_architectures(tmp_path: Path) -> None:
     shutil.which("nvcc") is None, reason="nvcc is not installed, so the CUDA sources cannot be compiled"
 )
 @pytest.mark.parametrize("architecture", ["80", "90", "120"])
-@pytest.mark.parametrize("source", ["graph", "geometry", "sampler"])
+@pytest.mark.parametrize("source", ["graph", "geometry", "resident", "sampler"])
 def test_cuda_kernels_keep_everything_in_registers(tmp_path: Path, source: str, architecture: str) -> None:
     """What ptxas says of each kernel: no stack frame, nothing spilled to memory."""
     command = [
