@@ -5,6 +5,7 @@ while a graph is captured. Capture is in the thread-local mode: what the capturi
 allocate) is an error, other threads are free.
 """
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class CudaDevice:
             MissingDependencyError: cuda-bindings is not installed.
             DeviceError: there is no such device, or Druse was built without CUDA.
         """
-        self._cuda = runtime()
+        self._cuda, self.lock = runtime(), threading.RLock()
         if not _native.library().druse_has_cuda():
             raise DeviceError("Druse's native library was built without CUDA; install Druse again where nvcc is found")
         if index >= _native.library().druse_cuda_devices():
@@ -137,7 +138,7 @@ class CudaDevice:
         )
         try:
             work()
-        except Exception:
+        except BaseException:  # Ctrl-C too, or the stream would be captured for ever
             self._abandon_capture()
             raise
         graph = self._call("cudaStreamEndCapture", self.stream)
