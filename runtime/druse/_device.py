@@ -8,8 +8,10 @@ queued. `druse._cuda` has the fast one.
 import collections
 import ctypes
 import math
+import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,12 +89,14 @@ class Device(Protocol):
         exec_: for native calls on its arrays.
         stream: the queue's handle, 0 on the host.
         warm_ups: how often work must have been done before it can be captured.
+        lock: of the thread that queues work, whatever it is of: a queue that is captured takes no other's.
     """
 
     name: str
     exec_: _native.Exec
     stream: int
     warm_ups: int
+    lock: AbstractContextManager[Any]
 
     @property
     def memory(self) -> int:
@@ -178,9 +182,10 @@ class Reserve:
 
     def drain(self) -> list[int]:
         """All addresses, no longer in reserve."""
-        addresses = [address for free in self._free.values() for address in free]
+        addresses = []
         for free in self._free.values():
-            free.clear()
+            while free:  # one by one: others come while the collector runs
+                addresses.append(free.pop())
         return addresses
 
 
@@ -212,7 +217,7 @@ class HostDevice:
     warm_ups = 0
 
     def __init__(self, index: int = 0) -> None:
-        self.name, self.exec_ = f"host:{index}", _native.cpu(1)
+        self.name, self.exec_, self.lock = f"host:{index}", _native.cpu(1), threading.RLock()
 
     @property
     def memory(self) -> int:

@@ -12,7 +12,6 @@ again with more; the others are not touched by it.
 import functools
 import logging
 import math
-import threading
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,6 +46,9 @@ _DEGREE = 1.6
 
 TOGETHER = 8
 """Steps that are queued at once."""
+
+CAPTURED = 16
+"""Pieces of work that a bucket keeps captured: a schedule has five at most, and seeds are part of them."""
 
 
 class Room(NamedTuple):
@@ -296,6 +298,8 @@ class Bucket:
             for array, kept in keep:
                 self.device.copy(array, kept.address)
             self.device.wait()
+            while len(self._ready) >= CAPTURED:  # the longest unused; nothing is queued now
+                del self._ready[next(iter(self._ready))]
 
             try:
                 self._ready[key] = self.device.capture(work)
@@ -304,6 +308,7 @@ class Bucket:
             except Exception as error:
                 _log.warning("%s: steps are queued kernel by kernel, more slowly: %s", self.device.name, error)
                 self._ready[key] = work
+        self._ready[key] = self._ready.pop(key)
         return self._ready[key]
 
     @property
@@ -424,7 +429,7 @@ class Resident:
     """A bundle's score network on a backend's device: buckets by their shape, made when they are needed.
 
     Attributes:
-        lock: to be held by the thread that queues work; `druse._device.Device.enter` is its first act.
+        lock: the device's, to be held by the thread that queues work; `druse._device.Device.enter` is its first act.
     """
 
     def __init__(
@@ -432,7 +437,7 @@ class Resident:
         manifest: ConCDVAEManifest,
     ) -> None:  # fmt: skip
         """Makes nothing yet."""
-        self.lock, self.device = threading.RLock(), backend.device
+        self.lock, self.device = backend.device.lock, backend.device
         self._make: Callable[[Shape], Bucket] = lambda shape: Bucket(
             backend, content, network, precision, manifest, shape
         )

@@ -152,6 +152,25 @@ def test_stopping(bundle_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("druse-sample")]
 
 
+def test_models_that_share_a_backend_take_turns(bundle_path: Path) -> None:
+    (backend,) = open_backends("ort-host", ["host:0"], n_threads=1)
+    first, second = (Model.open(bundle_path, backend=backend).resident for _ in range(2))
+    assert first is not None
+    assert second is not None
+    entered = threading.Event()
+
+    def other() -> None:
+        with second.lock:
+            entered.set()
+
+    thread = threading.Thread(target=other)
+    with first.lock:
+        thread.start()
+        assert not entered.wait(0.2), "one queue, one thread"
+    thread.join()
+    assert entered.is_set()
+
+
 def test_devices_by_name(bundle_path: Path) -> None:
     model = Generator(bundle_path, backend="ort-host", devices=["host:2", "host:7"]).model
     assert model.devices is not None

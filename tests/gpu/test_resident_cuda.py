@@ -13,7 +13,7 @@ import pytest
 from druse import Crystals, _native
 from druse._cuda import CudaDevice, _Graph
 from druse._device import Array, Device, HostDevice, Work
-from druse._resident import TOGETHER, Bucket, Shape
+from druse._resident import CAPTURED, TOGETHER, Bucket, Shape
 from druse.backends._ort import OrtCPU
 from druse.bundle import Bundle, Network, Precision
 from druse.errors import DeviceError, MissingDependencyError
@@ -157,6 +157,20 @@ def test_steps_in_place(device: Device, draw: bool, name: bool) -> None:
     assert all(is_captured(work, device) for work in buckets[0]._ready.values())
 
 
+def test_what_is_captured_for_many_seeds_does_not_add_up(device: Device) -> None:
+    buckets = [filled(one, crystals(n=4), Shape(8, 64, 768, 32)) for one in (device, HostDevice())]
+    for bucket in buckets:
+        for seed in range(2 * CAPTURED):
+            bucket.step(
+                1, first=1, left=9, drift=0.01, diffusion=0.05, seed=seed, purpose=Purpose.LANGEVIN, draw=True,
+                name=True,
+            )  # fmt: skip
+            bucket.evaluate()
+        assert len(bucket._ready) == CAPTURED
+        assert ("evaluate",) in bucket._ready, "it is used all the time"
+    check(*buckets)
+
+
 def test_a_move_and_sums_of_vectors(device: Device) -> None:
     found = []
     for one in (device, HostDevice()):
@@ -188,6 +202,20 @@ def test_what_waits_or_allocates_cannot_be_captured(cuda: CudaDevice) -> None:
     work = cuda.capture(lambda: cuda.fill(array, 0))
     cuda.fill(array, 1)
     work()
+    assert not cuda.download(array).any()
+
+
+@pytest.mark.gpu
+def test_a_capture_that_is_interrupted_leaves_the_device_usable(cuda: CudaDevice) -> None:
+    array = cuda.empty((1000,), np.float32)
+
+    def interrupted() -> None:
+        cuda.fill(array, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cuda.capture(interrupted)
+    cuda.fill(array, 0)
     assert not cuda.download(array).any()
 
 
