@@ -89,14 +89,17 @@ class Device(Protocol):
         exec_: for native calls on its arrays.
         stream: the queue's handle, 0 on the host.
         warm_ups: how often work must have been done before it can be captured.
-        lock: of the thread that queues work, whatever it is of: a queue that is captured takes no other's.
     """
 
     name: str
     exec_: _native.Exec
     stream: int
     warm_ups: int
-    lock: AbstractContextManager[Any]
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Of the thread that queues work, whoever's it is: what is captured is all that is queued meanwhile."""
+        ...
 
     @property
     def memory(self) -> int:
