@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
         options: of `open`, such as ``newline``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # threads have one number, and so have processes in two containers or on two machines
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with part.open(mode, **options) as file:
             yield file

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_what_is_written_is_read(cache: EngineCache) -> None:
     cache.write(KEY, b"")
     assert cache.read(KEY) == b""
     assert [file.name for file in cache.folder.iterdir()] == [cache.path(KEY).name], "nothing else is left there"
+
+
+def test_writers_of_one_key_do_not_meet(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    """Two devices of one model, in one process, build the same engine at the same time."""
+    engines = [bytes([k]) * (3_000_000 + k) for k in range(4)]
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda engine: EngineCache(cache.folder).write(KEY, engine), engines))
+        assert cache.read(KEY) in engines
+    assert not caplog.records
+    assert [file.name for file in cache.folder.iterdir()] == [cache.path(KEY).name]
 
 
 def test_only_this_user_may_read_or_write_it(cache: EngineCache) -> None:
