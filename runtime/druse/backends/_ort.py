@@ -110,7 +110,7 @@ def bound(
     return run
 
 
-_OF_A_DEVICE = re.compile(r"CU(DA|DNN|BLAS)")
+_OF_A_DEVICE = re.compile(r"CU(DA|DNN|BLAS)|TensorRT|Tensorrt")
 """What ONNX Runtime names when one of NVIDIA's libraries fails, or cannot be loaded."""
 
 
