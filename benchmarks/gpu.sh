@@ -54,6 +54,11 @@ if [ "$build" = yes ]; then
   part build.txt 240 bash -euo pipefail -c '
     "$1" -m venv --system-site-packages build/gpu
     build/gpu/bin/pip install --quiet ".[cuda]" beartype hypothesis jaxtyping pytest pytest-xdist' - "$python"
+  if grep -q FAILED "$out/summary.tsv"; then
+    echo "Druse could not be built:" >&2
+    tail -n 20 "$out/logs/build.txt.err" >&2
+    exit 2
+  fi
   export PATH="$PWD/build/gpu/bin:$PATH"
   python=$PWD/build/gpu/bin/python
 fi
