@@ -43,7 +43,7 @@ class CudaDevice:
 
         Raises:
             MissingDependencyError: cuda-bindings is not installed.
-            DeviceError: there is no such device, or Druse was built without CUDA.
+            DeviceError: there is no such device, it is full, or Druse was built without CUDA.
         """
         self._cuda, self.lock = runtime(), threading.RLock()
         if not _native.library().druse_has_cuda():
@@ -51,11 +51,16 @@ class CudaDevice:
         if index >= _native.library().druse_cuda_devices():
             raise DeviceError(f"no CUDA device {index} answers; `druse doctor` lists what does")
         self.index = index
-        self.enter()
-        properties = self._call("cudaGetDeviceProperties", index)
+        try:
+            self.enter()
+            properties = self._call("cudaGetDeviceProperties", index)
+            self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        except MemoryError as error:  # not of a bin, which could be cut in half
+            raise DeviceError(
+                f"CUDA device {index} has no memory left, not even to begin ({error}); nvidia-smi shows what uses it"
+            ) from error
         name = properties.name
         self.name = f"cuda:{index} ({name.decode() if isinstance(name, bytes) else name})"
-        self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         self.exec_ = _native.Exec(1, 0, 0, 0, self.stream)
         self._reserve = Reserve()
 
