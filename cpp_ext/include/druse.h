@@ -1,6 +1,7 @@
 /* druse.h - the whole native interface of Druse on one page.
  *
- * Plain C, no state but a thread pool and each thread's working memory (at most 64 MiB kept between calls). Every function returns a druse_result, never throws and never writes past a
+ * Plain C, no state but a thread pool and working memory of each thread (at most 64 MiB of each kind kept between calls).
+ * Every function returns a druse_result, never throws and never writes past a
  * capacity that the caller stated. What is wrong with one crystal (NaN, flat cell, too many edges) is a bit in that
  * crystal's status word and leaves the others untouched; a druse_result other than DRUSE_OK means that the call itself
  * was wrong and nothing was written.

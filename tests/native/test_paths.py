@@ -1,5 +1,6 @@
 """Sums over paths in native code: every pair written out in float64, and the same bytes everywhere."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,23 @@ def call(
     name: str, case: Case, sizes: tuple[int, ...], *arrays: np.ndarray, threads: int = 1, isa: str = "best"
 ) -> None:
     _native.call(name, _native.cpu(threads, isa), case.structure(), *sizes, *map(_native.pointer, arrays))
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process holds")
+def test_working_memory_of_a_large_atom_is_not_kept() -> None:
+    small, large = (random_case(1, n, mirror=False) for n in (20, 3000))
+    for case in (small, large):
+        arrays = [
+            np.zeros((case.n_edges, *shape), np.float32) for shape in ((N_BASIS, N_SPHERICAL), (16,), (N_BASIS, 16))
+        ]
+        before = resident_bytes()
+        call("druse_triplet_sum", case, (N_SPHERICAL, N_BASIS, 16), *arrays)
+        assert resident_bytes() - before < 2**26, "its cosines alone are 144 MB"
 
 
 def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:

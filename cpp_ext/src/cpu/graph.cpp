@@ -11,8 +11,6 @@ namespace druse {
 namespace cpu {
 namespace {
 
-constexpr int64_t kScratchKept = 64 << 20;  // bytes a thread may keep between calls
-
 GraphScratch *&scratch_of_thread() {
     struct Owner {
         GraphScratch *scratch = nullptr;

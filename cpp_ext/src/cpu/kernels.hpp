@@ -12,6 +12,7 @@ namespace druse {
 constexpr int kPanel = DRUSE_PANEL;
 constexpr int kDenseRows = 48;  // rows of a network that a core takes at a time; a multiple of every tile
 constexpr int kMostLayers = 32;
+constexpr int64_t kScratchKept = 64 << 20;  // bytes of working memory that a thread may keep between calls
 
 // A growing array that reports failure instead of throwing, and never shrinks. Always inline: this header is compiled for
 // several instruction sets, and the linker must not choose one set's copy for all.
@@ -35,6 +36,11 @@ struct Buffer {
         data = static_cast<T *>(grown);
         capacity = size;
         return true;
+    }
+    DRUSE_INLINE void release() {
+        free(data);
+        data = nullptr;
+        capacity = 0;
     }
     DRUSE_INLINE T &operator[](int64_t i) { return data[i]; }
     DRUSE_INLINE int64_t bytes() const { return capacity * static_cast<int64_t>(sizeof(T)); }
@@ -82,6 +88,10 @@ struct CrystalGraph {
 struct PathScratch {
     Buffer<float> floats;
     Buffer<int32_t> labels;
+
+    DRUSE_INLINE void end() {
+        if (floats.bytes() > kScratchKept) floats.release();
+    }
 };
 
 // druse_path_sum and its gradient; what one of them does not take is null.
@@ -105,6 +115,11 @@ struct GemNetScratch {
     PathScratch paths;
     Buffer<float> floats;
     Buffer<int32_t> rows;
+
+    DRUSE_INLINE void end() {
+        paths.end();
+        if (floats.bytes() > kScratchKept) floats.release();
+    }
 };
 
 struct Kernels {

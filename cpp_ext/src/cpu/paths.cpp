@@ -18,6 +18,7 @@ int32_t by_atoms(const druse_exec *exec, const druse_paths *paths, const Functio
     parallel_ranges(exec->n_threads, paths->n_atoms, kGroup, [&](int64_t begin, int64_t end) {
         static thread_local PathScratch scratch;
         if (!function(begin, end, &scratch)) out_of_memory.store(true);
+        scratch.end();
     });
     return out_of_memory.load() ? DRUSE_ERROR_MEMORY : DRUSE_OK;
 }
@@ -65,7 +66,9 @@ int32_t triplet_sum_gradient(const druse_exec *exec, const TripletSum &sum) {
 int32_t gemnet(const druse_exec *exec, const druse_gemnet &net, const druse_gemnet_batch &batch, float *score,
                float *logits) {
     static thread_local GemNetScratch scratch;
-    return kernels(exec->isa).gemnet(net, batch, &scratch, score, logits) ? DRUSE_OK : DRUSE_ERROR_MEMORY;
+    const bool done = kernels(exec->isa).gemnet(net, batch, &scratch, score, logits);
+    scratch.end();
+    return done ? DRUSE_OK : DRUSE_ERROR_MEMORY;
 }
 
 }  // namespace cpu
