@@ -69,7 +69,7 @@ def test_a_device_that_is_full(text: str) -> None:
 def test_a_device_that_fails(text: str) -> None:
     stub = Stub(text)
     for call in (lambda: checked_session(stub, b"", HEADS, None), _bound(stub)):
-        with pytest.raises(DeviceError, match="failed: (CUDA|TensorRT)") as caught:
+        with pytest.raises(DeviceError, match=r"failed: (CUDA|TensorRT)") as caught:
             call()
         assert not isinstance(caught.value, MemoryError)
 
