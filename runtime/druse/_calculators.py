@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -98,6 +99,7 @@ class Calculators:
                     self._made[key] = make(**{**({"use_device": "cpu"} if name == CHGNET else {}), **arguments})
             except Exception as error:
                 raise InputError(f"the calculator {name!r} could not be made: {first_line(error)}") from error
+            _check_arguments(name, self._made[key], arguments)
         made = self._made[key]
         if not hasattr(made, "reset"):
             del self._made[key]
@@ -108,6 +110,17 @@ class Calculators:
     def forget(self) -> None:
         """Calculators that were interrupted may be in any state; make new ones next time."""
         self._made.clear()
+
+
+def _check_arguments(name: str, made: Any, arguments: Mapping[str, Any]) -> None:
+    """Calculators of ASE keep whatever they are given as a parameter, so a wrong name would change nothing."""
+    parameters = getattr(made, "default_parameters", None)
+    if not parameters:
+        return
+    taken = {word for kind in type(made).__mro__ for word in inspect.signature(kind.__init__).parameters}  # type: ignore[misc]
+    for argument in arguments:
+        if argument not in parameters and argument not in taken:
+            raise InputError(f"the calculator {name!r} has no {argument!r}, but {', '.join(sorted(parameters))}")
 
 
 def has_potential(name: str) -> bool:

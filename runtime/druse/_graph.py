@@ -140,6 +140,10 @@ class Graph:
     pad: int
     is_half: bool
 
+    def __repr__(self) -> str:
+        edges = "half edges" if self.is_half else "edges"
+        return f"<Graph: {self.n_crystals:,} crystals, {self.n_atoms:,} atoms, {self.n_edges:,} {edges}>"
+
     @property
     def n_crystals(self) -> int:
         """Crystals in the batch."""

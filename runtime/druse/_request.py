@@ -13,7 +13,7 @@ from druse.control import Control
 from druse.crystals import Crystals
 from druse.schedules import SamplingSchedule, sampling_schedule
 
-DEFAULT_SCHEDULE = "ancestral"
+DEFAULT_SCHEDULE = "predictor-corrector-15"
 OVERSAMPLE = 100
 """Latents drawn for each crystal that is kept, as in the paper (20,000 for 200)."""
 
@@ -137,7 +137,7 @@ class Ranking(NamedTuple):
     best: Ranked
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Generated(Crystals):
     """Crystals of a run.
 

@@ -41,6 +41,9 @@ class Crystals:
             read_only.flags.writeable = False
             object.__setattr__(self, name, read_only)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self):,} crystals, {len(self.frac):,} atoms>"
+
     def __len__(self) -> int:
         return len(self.cells)
 

@@ -122,6 +122,9 @@ SCHEDULES: dict[str, SamplingSchedule] = {
     "langevin-10": SamplingSchedule(method="langevin", n_steps=10, step_lr=5e-5, skip=0.5),
     "ancestral": SamplingSchedule(method="ancestral", skip=0.5),
     "predictor-corrector": SamplingSchedule(method="ancestral", n_steps=4, step_lr=5e-5, skip=0.5),
+    "predictor-corrector-15": SamplingSchedule(
+        method="ancestral", n_levels=15, n_steps=4, step_lr=5e-5, skip=0.5, sigma_stop=0.05
+    ),
     "heun": SamplingSchedule(method="heun", skip=0.5),
     "dpm-solver": SamplingSchedule(method="dpm-solver", skip=0.5),
 }

@@ -111,3 +111,11 @@ def test_take_is_concatenation_in_any_order() -> None:
             np.testing.assert_array_equal(getattr(taken, name), getattr(expected, name))
     with pytest.raises(IndexError, match="of a batch of 4"):
         batch.take([4])
+
+
+def test_a_batch_says_what_it_holds_and_not_every_number() -> None:
+    some = batch(0, 2).take([0, 0])
+    n_atoms = len(some.frac)
+    assert repr(some) == f"<Crystals: 2 crystals, {n_atoms} atoms>"
+    graph = radius_graph(some.frac, some.cells, some.offsets, cutoff=4.0, max_neighbors=4)
+    assert repr(graph) == f"<Graph: 2 crystals, {n_atoms} atoms, {graph.n_edges} edges>"

@@ -211,6 +211,7 @@ def test_a_step_limit_is_no_failure() -> None:
         ("emt", {"batched": True}, "no batched potential goes by the name 'emt'"),
         ("emt", {"optimizer": "BFGS", "batched": True}, "crystals in batches are relaxed by FIRE"),
         ("eam", {"arguments": {"potential": "absent.alloy"}}, "the calculator 'eam' could not be made"),
+        ("lj", {"arguments": {"sigmma": 1.0}}, "'lj' has no 'sigmma', but epsilon, rc, ro, sigma, smooth"),
         ("calculators:Stressless", {}, "knows no stress, by which cells move; give --no-cell"),
     ],
 )

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from druse.bench import Report, Step, measure
+from druse.cli._options import PrecisionName, backend_names
 from druse.generate import DEFAULT_SCHEDULE, Generator
 from druse.schedules import SCHEDULES
 
@@ -18,8 +19,10 @@ _PARTS = ("graph", "bases", "network", "update", "step")
 
 def bench(
     bundle: Annotated[Path | None, typer.Option(help="Folder or .zip; the one that comes with Druse.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, or a backend of druse doctor.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16; what the backend can.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, or a backend of druse doctor.", autocompletion=backend_names)
+    ] = "auto",
+    precision: PrecisionName = "auto",
     crystals: Annotated[
         list[int] | None,
         typer.Option(help="Crystals at once; several times for several. 64, and 1,024 on a device.", min=1),

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from druse.cli._options import PrecisionName, backend_names
+
 app = typer.Typer(help="Build, import, show and verify bundles.", no_args_is_help=True)
 
 Path_ = Annotated[
@@ -120,8 +122,8 @@ def _table(properties: Sequence[dict[str, Any]]) -> Table:
 @app.command()
 def verify(
     bundle: Path_ = None,
-    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16; what the backend can.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.", autocompletion=backend_names)] = "auto",
+    precision: PrecisionName = "auto",
     threads: Annotated[int, typer.Option(help="0: every core.", min=0)] = 0,
     as_json: AsJSON = False,
 ) -> None:

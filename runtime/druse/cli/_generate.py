@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from druse.cli._machines import CPUs, GPUs, Machines, RayAddress, Shard, ShardsPerTask
-from druse.cli._options import AsJSON
+from druse.cli._options import AsJSON, backend_names, precision_names
 from druse.conditions import CRYSTAL_SYSTEMS
 from druse.control import Control
 from druse.errors import InputError
@@ -95,15 +95,28 @@ def generate(
     elements: Annotated[str, _control("Only from these elements, such as Li,Fe,O.")] = "",
     exclude: Annotated[str, _control("Without these elements, such as Pb,Cd.")] = "",
     n_atoms: Annotated[str, _control("Atoms in the cell: a number, or a range such as 4-12.")] = "",
-    crystal_system: Annotated[str, _control(f"Of the lattice: {', '.join(CRYSTAL_SYSTEMS)}.")] = "",
-    strategy: Annotated[str, _how("auto, default, full or less: what conditions the latents.")] = "auto",
+    crystal_system: Annotated[
+        str,
+        _control(f"Of the lattice: {', '.join(CRYSTAL_SYSTEMS)}.", autocompletion=lambda: list(CRYSTAL_SYSTEMS)),
+    ] = "",
+    strategy: Annotated[
+        str,
+        _how(
+            "auto, default, full or less: what conditions the latents.",
+            autocompletion=lambda: ["auto", "default", "full", "less"],
+        ),
+    ] = "auto",
     independent: Annotated[bool, _how("With less: draw each missing property by itself.", "--independent")] = False,
     oversample: Annotated[int, _how("Latents drawn for each crystal that is kept.")] = OVERSAMPLE,
     schedule: Annotated[
         str, _how(f"How crystals are sampled: {', '.join(SCHEDULES)}.", autocompletion=lambda: list(SCHEDULES))
     ] = DEFAULT_SCHEDULE,
-    backend: Annotated[str, _how("auto, ort-cpu, ort-cuda, ort-openvino or tensorrt.")] = "auto",
-    precision: Annotated[str, _how("fp32, tf32, bf16 or fp16; auto: the fastest as good as fp32.")] = "auto",
+    backend: Annotated[
+        str, _how("auto, ort-cpu, ort-cuda, ort-openvino or tensorrt.", autocompletion=backend_names)
+    ] = "auto",
+    precision: Annotated[
+        str, _how("fp32, tf32, bf16 or fp16; auto: the fastest as good as fp32.", autocompletion=precision_names)
+    ] = "auto",
     devices: Annotated[str, _how(f"{_DEVICES} Empty: the first.")] = "",
     threads: Annotated[int, _how("0: every core.", min=0)] = 0,
     batch: Annotated[int, _how("Crystals stored together. 0: about a minute's.", min=0)] = 0,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from druse.cli._counting import reading
-from druse.cli._options import AsJSON, Jobs, Sources
+from druse.cli._options import AsJSON, Jobs, Sources, backend_names
 from druse.errors import InputError
 
 
@@ -30,7 +30,7 @@ def predict(
         bool,
         typer.Option("--embedded", help="The four models that come with Druse too; without --model always."),
     ] = False,
-    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, ort-cpu or ort-openvino.", autocompletion=backend_names)] = "auto",
     threads: Annotated[int, typer.Option(help="Of the networks; 0: every core.", min=0)] = 0,
     jobs: Jobs = 0,
     as_json: AsJSON = False,
