@@ -1,6 +1,7 @@
 """Sources that hold numbers rather than text: ASE's data base, and the result files of CDVAE and Con-CDVAE."""
 
 import contextlib
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,10 +134,17 @@ def ase_arrays(path: Path, size: int, limits: Limits) -> Iterator[Arrays]:
             kind = base.execute("SELECT type, sql FROM sqlite_master WHERE name = 'systems'").fetchone()
             if kind is None or kind[0] != "table" or not str(kind[1]).upper().startswith("CREATE TABLE"):
                 raise InputError(f"{path.name} is no data base of ASE: it has no table of systems")
+            columns = base.execute("SELECT name, upper(type), pk, hidden FROM pragma_table_xinfo('systems')").fetchall()
+            if ("id", "INTEGER", 1, 0) not in columns:  # else each row is looked for in all of them
+                raise InputError(f"{path.name} is no data base of ASE: its table has no id that is its key")
+            if any(hidden for *_, hidden in columns):  # expressions, of which one step may take hours
+                raise InputError(f"{path.name} is no data base of ASE: it has columns that are computed")
             last = -1
             while numbers := [
                 row[0] for row in base.execute("SELECT id FROM systems WHERE id > ? ORDER BY id LIMIT ?", (last, size))
             ]:
+                if not (numbers[0] > last and all(a < b for a, b in itertools.pairwise(numbers))):
+                    raise InputError(f"{path.name} is broken: its rows come again and again")
                 last = numbers[-1]
                 yield _systems(base, numbers, limits)
     except sqlite3.Error as error:

@@ -154,9 +154,12 @@ def read_columns(path: Path, advice: str) -> dict[str, Any]:
 
 
 def group_fault(group: Any, limits: Limits) -> str:
-    """Why a row group of a Parquet file, given its metadata, would take more memory than it should; else empty."""
-    for k in range(group.num_columns):
-        column = group.column(k)
+    """Why a row group of a Parquet file, by its metadata, asks for more memory or time than it should; else empty."""
+    columns = [group.column(k) for k in range(group.num_columns)]
+    stored = sum(column.total_compressed_size for column in columns)
+    if group.num_rows > _ROWS + stored:  # of rows that are all the same any number takes a few bytes
+        return f"{group.num_rows:,} rows are made of {stored:,} bytes"
+    for column in columns:
         size = column.total_uncompressed_size
         if size > _FREE + min(limits.text * group.num_rows, limits.expansion * column.total_compressed_size):
             return f"column {column.path_in_schema} has {size:,} bytes in {group.num_rows} rows"

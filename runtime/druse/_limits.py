@@ -17,6 +17,7 @@ class Limits:
         operations: symmetry operations in a CIF; the largest conventional space groups have 192.
         shortest, longest: edges of a cell, in Angstrom.
         flatness: volume of a cell over the product of its edges, at least.
+        crowding: cubic Angstrom for each atom, at least; below, too much is within some Angstrom of an atom.
         columns: names of columns in one piece; more are left out. Of pieces together, and in a file of ours, twice as
             many.
         texts: characters that an entry has in all its columns, each as long as the longest one of the piece, as arrays
@@ -36,6 +37,7 @@ class Limits:
     shortest: float = 0.5
     longest: float = 1000.0
     flatness: float = 1e-3
+    crowding: float = 0.1
     columns: int = 1000
     texts: int = 4000
     value: int = 1000

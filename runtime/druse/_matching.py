@@ -19,6 +19,7 @@ from druse._arrays import Float64
 from druse._fingerprints import as_structure
 from druse._mappings import ANGLE_TOL, LTOL, STOL, Primitive, edges, minima, refused_by
 from druse._processes import Processes, time_limit
+from druse._workable import unworkable
 from druse.crystals import Crystals
 from druse.validity import TOO_CLOSE, structural_faults
 
@@ -195,6 +196,8 @@ _NONE = Crystals(np.zeros((0, 3)), np.zeros((1, 3, 3)), np.array([0, 0]), np.zer
 def _reduce(work: tuple[Crystals, float | None]) -> tuple[Crystals, np.ndarray] | None:
     """A crystal in its primitive cell and the minima of its lattice; None where it cannot be had."""
     crystal, seconds = work
+    if unworkable(crystal):
+        return None
     try:
         with time_limit(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")

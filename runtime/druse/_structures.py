@@ -83,7 +83,8 @@ def faults(
     with np.errstate(all="ignore"):
         edges = np.linalg.norm(cells, axis=2)
         finite = np.isfinite(edges).all(1)
-        flatness = np.where(finite, volumes(np.where(finite[:, None, None], cells, 1.0)) / edges.prod(1), 1.0)
+        volume = volumes(np.where(finite[:, None, None], cells, 1.0))
+        flatness = np.where(finite, volume / edges.prod(1), 1.0)
         wrong: list[tuple[np.ndarray, str]] = [
             (n_atoms == 0, "it has no atoms"),
             (n_atoms > limits.atoms, "{n} atoms, more than " + str(limits.atoms)),
@@ -92,6 +93,7 @@ def faults(
             (edges.max(1) > limits.longest, f"an edge of its cell is longer than {limits.longest:,g} Å"),
             (edges.min(1) < limits.shortest, f"an edge of its cell is shorter than {limits.shortest:g} Å"),
             (~(flatness > limits.flatness), "its cell is flat"),
+            (volume < limits.crowding * n_atoms, f"less than {limits.crowding:g} Å³ for each atom"),
             (has_atom((np.abs(frac) > _FAR).any(1)), "an atom lies a million cells away"),
         ]
     reasons = [""] * n

@@ -108,7 +108,7 @@ def collect(
     request_of(place)
     given = _references(references)
     index = Entries.concatenate(read_entries([place / "index.parquet"]))
-    if "folder" not in index.columns:
+    if "folder" not in index.columns or index.columns["folder"].dtype.kind != "U":
         raise InputError(f"{place / 'index.parquet'} names no folders; make the inputs again")
     outcomes = _outcomes(place, index, n_jobs, seconds, progress)
     entries = _with_results(index, outcomes)

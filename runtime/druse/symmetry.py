@@ -14,6 +14,7 @@ from druse._dependencies import require
 from druse._entries import shown
 from druse._fingerprints import as_structure
 from druse._processes import time_limit
+from druse._workable import unworkable
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.validity import TOO_CLOSE, structural_faults
@@ -52,7 +53,8 @@ def space_groups(
     """Space groups, crystal by crystal: milliseconds each by pymatgen, a tenth of that by moyo.
 
     Args:
-        crystals: what is no crystal (`druse.validity.structural_faults`) has none; atoms may be close.
+        crystals: what is no crystal (`druse.validity.structural_faults`) has none, nor has what would take minutes
+            (a cell far longer than wide, atoms on top of one another); atoms may be close.
         method: ``pymatgen`` (SpacegroupAnalyzer, as in the paper) or ``moyo`` (moyopy).
         symprec: in Angstrom.
         angle_tolerance: in degrees; of pymatgen. moyo derives its own from ``symprec``, for with one that is given it
@@ -71,6 +73,9 @@ def space_groups(
     for b, crystal in enumerate(crystals):
         if faults[b] not in ("", TOO_CLOSE):  # spglib does not survive numbers that are not finite
             failures[b] = faults[b]
+            continue
+        if reason := unworkable(crystal):
+            failures[b] = reason
             continue
         try:
             with time_limit(seconds), warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Inputs of VASP, read back by pymatgen; results of relaxations that were written here; and predictions beside them."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import math
@@ -599,9 +600,10 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder that druse dft vasp made"):
         collect(tmp_path)
     (tmp_path / "dft.json").write_text('{"request": {}}')
-    write_entries(tmp_path / "index.parquet", entries(NACL))
-    with pytest.raises(InputError, match="names no folders"):
-        collect(tmp_path, n_jobs=1)
+    for columns in ({}, {"folder": np.zeros(1)}):
+        write_entries(tmp_path / "index.parquet", dataclasses.replace(entries(NACL), columns=columns))
+        with pytest.raises(InputError, match="names no folders"):
+            collect(tmp_path, n_jobs=1)
 
 
 def test_an_index_leads_nowhere_else(results: Path, tmp_path: Path) -> None:

@@ -531,6 +531,63 @@ def test_a_data_base_whose_table_never_ends(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_data_base_with_columns_that_are_computed(tmp_path: Path) -> None:
+    """One step of an expression may take hours, in which nothing can interrupt SQLite."""
+    path = data_base(tmp_path / "a.db")
+    base = sqlite3.connect(path)
+    with base:
+        base.execute("ALTER TABLE systems ADD COLUMN x AS (instr(zeroblob(1900000), zeroblob(900000) || x'01'))")
+    base.close()
+    with pytest.raises(InputError, match="columns that are computed"):
+        read(path)
+
+
+def test_a_data_base_without_a_key(tmp_path: Path) -> None:
+    path = data_base(tmp_path / "a.db")
+    base = sqlite3.connect(path)
+    with base:
+        base.execute("CREATE TABLE others AS SELECT * FROM systems")
+        base.execute("DROP TABLE systems")
+        base.execute("ALTER TABLE others RENAME TO systems")
+    base.close()
+    with pytest.raises(InputError, match="no id that is its key"):
+        read(path)
+
+
+def test_a_data_base_whose_pages_lead_in_a_circle(tmp_path: Path) -> None:
+    path = data_base(tmp_path / "a.db")
+    base = sqlite3.connect(path)
+    with base:
+        names = ", ".join(
+            row[1] for row in base.execute("PRAGMA table_info(systems)") if row[1] not in ("id", "unique_id")
+        )
+        for k in range(7):
+            base.execute(f"INSERT INTO systems (unique_id, {names}) SELECT unique_id || {k}, {names} FROM systems")
+        (root,) = base.execute("SELECT rootpage FROM sqlite_master WHERE name = 'systems'").fetchone()
+        (size,) = base.execute("PRAGMA page_size").fetchone()
+    base.close()
+    pages = bytearray(path.read_bytes())
+    page = memoryview(pages)[(root - 1) * size : root * size]
+    assert page[0] == 5, "the table has one page only"
+    (n,) = struct.unpack_from(">H", page, 3)
+    for (place,) in struct.iter_unpack(">H", page[12 : 12 + 2 * n]):  # each child becomes the last one
+        page[place : place + 4] = page[8:12]
+    path.write_bytes(pages)
+    with pytest.raises(InputError, match="its rows come again and again"):
+        read(path)
+
+
+def test_a_table_of_rows_that_take_no_bytes(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="writes Parquet")
+    from pyarrow import parquet
+
+    table = pa.table({"cif": pa.nulls(3_000_000, pa.string())})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3_000_000, compression="zstd")
+    entries = read(tmp_path / "a.parquet")
+    assert_refused(entries, 0, "3,000,000 rows are made of")
+    assert len(entries) == 1
+
+
 def test_our_own_columns_forged(tmp_path: Path) -> None:
     entries = sample(tmp_path, 3)
     cells = entries.crystals.cells.copy()
