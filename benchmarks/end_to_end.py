@@ -111,7 +111,7 @@ def main() -> None:
         ratio = float(np.median(base / seconds))
         rows.append({"backend": backend, "schedule": name, "seconds": seconds, "ratio": ratio})
         low, middle, high = np.percentile(rate, [25, 50, 75])
-        at_most = SCHEDULES[name].n_evaluations(n_levels)
+        at_most = SCHEDULES[name].most_evaluations(n_levels)
         table.add_row(backend, name, f"{at_most:,}", f"{middle:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{ratio:,.1f}")
     rich.console.Console(width=140).print(table)
     print(

@@ -120,7 +120,7 @@ def _run(place: Path) -> Stage:
         "finished": f"{len(entries):,}, of which {len(good):,} good",
         "control": _control(request.control),
         "strategy": request.strategy,
-        "schedule": f"{request.schedule.method}, {request.schedule.n_evaluations(run.file.n_levels):,} evaluations",
+        "schedule": f"{request.schedule.method}, {request.schedule.most_evaluations(run.file.n_levels):,} evaluations",
         "latents drawn for each crystal": f"{request.oversample:,}",
         "seed": str(request.seed),
         "bundle": f"{bundle.name}, SHA-256 {bundle.sha256[:12]}",

@@ -78,7 +78,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Args:
             n_levels: of the model.
         """
-        size = self.batch or max(8, min(256, _EVALUATIONS // self.schedule.n_evaluations(n_levels)))
+        size = self.batch or max(8, min(256, _EVALUATIONS // self.schedule.most_evaluations(n_levels)))
         return [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
 
 

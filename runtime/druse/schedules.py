@@ -116,6 +116,10 @@ class SamplingSchedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         steps = 2 * n_levels - 1 if self.method == "heun" else n_levels
         return steps + self.n_steps * (n_levels - 1)
 
+    def most_evaluations(self, n_levels: int) -> int:
+        """Evaluations for a crystal, at most, with a model of so many levels."""
+        return self.n_evaluations(min(n_levels, self.n_levels or n_levels))
+
 
 SCHEDULES: dict[str, SamplingSchedule] = {
     "faithful": SamplingSchedule(method="langevin", n_steps=100, draw_types=False, denoise=False),

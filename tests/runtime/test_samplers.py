@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from druse.generate import DEFAULT_SCHEDULE, Request
 from druse.noise import Purpose
 from druse.samplers import run
 from druse.sampling import LangevinState
@@ -129,6 +130,18 @@ def test_every_named_schedule_but_the_authors_ends_without_noise() -> None:
     assert [name for name, schedule in SCHEDULES.items() if not schedule.denoise] == ["faithful"]
     faithful = SCHEDULES["faithful"]
     assert msgspec.structs.replace(faithful, denoise=True).n_evaluations(50) == faithful.n_evaluations(50) + 1
+
+
+def test_evaluations_at_most_and_shards_of_as_much_work() -> None:
+    """No crystal of any size takes more, and the largest takes as many."""
+    spacings = np.geomspace(0.01, 1e3, 200)
+    for name, schedule in SCHEDULES.items():
+        counts = [schedule.n_evaluations(len(schedule.levels(SIGMAS, float(spacing)))) for spacing in spacings]
+        left_out = int((np.asarray(SIGMAS) < schedule.sigma_stop).sum())  # which it does not know of
+        assert max(counts) == schedule.most_evaluations(len(SIGMAS) - left_out * (schedule.n_levels == 0)), name
+    request = Request(targets={}, count=1000)
+    assert SCHEDULES[DEFAULT_SCHEDULE].most_evaluations(50) == 71
+    assert [len(shard) for shard in request.shards(50)] == [230, 230, 230, 230, 80]
 
 
 @pytest.mark.parametrize("schedule", EVERY_METHOD, ids=lambda s: f"{s.method}-{s.n_steps}")
