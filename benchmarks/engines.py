@@ -9,7 +9,7 @@ import time
 
 from measure import cpu_name
 
-from druse._resident import Room, Shape
+from druse._rooms import Room, Shape
 from druse.backends._tensorrt import build, library, tensorrt
 from druse.bundle import Bundle
 

@@ -22,7 +22,7 @@ from plain.step import edge_list, plain_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from druse import Crystals
-from druse._resident import Room
+from druse._rooms import Room
 from druse.bench import random_crystals
 from druse.conditions import ScalarProperty
 from druse.model import Model

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 from onnx import helper, shape_inference
 
-from druse._resident import Room, Shape
+from druse._rooms import Room, Shape
 from druse.bundle import Bundle
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}

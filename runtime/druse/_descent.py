@@ -13,7 +13,8 @@ import numpy as np
 from druse._arrays import CrystalIds, Float64, Latents, Species, SpeciesLogits, Status
 from druse._device import Array, Mark
 from druse._graph import OUT_OF_MEMORY
-from druse._resident import TOGETHER, Bucket, Resident, Room
+from druse._resident import TOGETHER, Bucket, Resident
+from druse._rooms import Room
 from druse.backends import OutOfMemoryError
 from druse.control import Masks
 from druse.crystals import Crystals
@@ -31,7 +32,7 @@ class Arrived(NamedTuple):
     Attributes:
         frac, species: places and types.
         logits: of the last evaluation.
-        met: all status bits met; with one of `druse._resident.OVERFLOW` a crystal has to go again, with more room.
+        met: all status bits met; with one of `druse._rooms.OVERFLOW` a crystal has to go again, with more room.
     """
 
     frac: Float64[np.ndarray, "atoms 3"]

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from druse._resident import Resident, bins, most_atoms
+from druse._resident import Resident
+from druse._rooms import bins, most_atoms
 from druse.backends import OutOfMemoryError
 from druse.bundle import ConCDVAEManifest
 from druse.errors import DeviceError

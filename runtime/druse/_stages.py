@@ -15,7 +15,8 @@ import numpy as np
 
 from druse import _gemnet
 from druse._device import Array, HostDevice, Work
-from druse._resident import OVERFLOW, TOGETHER, Bucket, Resident, Room
+from druse._resident import TOGETHER, Bucket, Resident
+from druse._rooms import OVERFLOW, Room
 from druse._score import Workspace, atom_forces, decoder_inputs, spec_graph
 from druse.crystals import Crystals
 from druse.errors import DeviceError, DruseError

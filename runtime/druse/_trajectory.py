@@ -10,7 +10,8 @@ import numpy as np
 from druse._arrays import Bool, CrystalIds, Float32, Float64, Latents, Species, Status
 from druse._descent import descend
 from druse._graph import NON_FINITE, SINGULAR, STOPPED
-from druse._resident import OVERFLOW, Resident, Room
+from druse._resident import Resident
+from druse._rooms import OVERFLOW, Room
 from druse._score import spec_graph
 from druse.bravais import constrain
 from druse.control import Control, Masks

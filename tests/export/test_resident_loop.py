@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
-from druse import Control, Crystals, Generated, Generator, SamplingSchedule, _resident
+from druse import Control, Crystals, Generated, Generator, SamplingSchedule, _rooms
 from druse._device import Array, HostDevice
 from druse._graph import EDGE_OVERFLOW, NON_FINITE
-from druse._resident import Room, Shape
+from druse._rooms import Room, Shape
 from druse.backends import ResidentBackend, open_backend
 from druse.bundle import Bundle
 from druse.errors import InputError
@@ -101,7 +101,7 @@ def test_every_control(ordinary: Generator, resident: Generator, control: Contro
 def test_at_any_batch_and_bucket(resident: Generator, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"count": 24, "oversample": 2, "seed": 5, "schedule": QUICK}
     whole = all_of(resident.generate(GAP, **options))
-    monkeypatch.setattr(_resident, "LARGEST", largest)
+    monkeypatch.setattr(_rooms, "LARGEST", largest)
     batches = list(resident.generate(GAP, **options, batch=5))
     assert [len(part) for part in batches] == [5, 5, 5, 5, 4]
     same(all_of(batches), whole)
@@ -112,8 +112,8 @@ def test_a_graph_without_room_goes_again_with_more(
 ) -> None:
     options: dict[str, Any] = {"count": 24, "oversample": 2, "seed": 5, "schedule": QUICK}
     whole = all_of(resident.generate(GAP, **options))
-    monkeypatch.setattr(_resident, "_PER_ATOM", 0.15)
-    monkeypatch.setattr(_resident, "_DEGREE", 0.6)
+    monkeypatch.setattr(_rooms, "_PER_ATOM", 0.15)
+    monkeypatch.setattr(_rooms, "_DEGREE", 0.6)
     with caplog.at_level("INFO"):
         same(all_of(resident.generate(GAP, **options)), whole)
     assert "had graphs too large for their bucket; again, Room(edges=2, crowded=1)" in caplog.text
@@ -121,7 +121,7 @@ def test_a_graph_without_room_goes_again_with_more(
 
 def test_a_graph_that_never_finds_room_is_told(resident: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "is_last", True)
-    monkeypatch.setattr(_resident, "_PER_ATOM", 0.15)
+    monkeypatch.setattr(_rooms, "_PER_ATOM", 0.15)
     made = all_of(resident.generate(GAP, count=60, oversample=1, seed=5, schedule=QUICK))
     assert np.any(made.status & EDGE_OVERFLOW)
     assert not made.ok[(made.status & EDGE_OVERFLOW) != 0].any()
@@ -260,8 +260,8 @@ def test_few_sizes() -> None:
 def test_bins_fill_buckets(counts: list[int], largest: int, memory: int) -> None:
     manifest, n_atoms = Bundle.embedded().con_cdvae, np.array(counts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_resident, "LARGEST", largest)
-        bins, most = _resident.bins(n_atoms, manifest, memory), _resident.most_atoms(manifest, memory)
+        patch.setattr(_rooms, "LARGEST", largest)
+        bins, most = _rooms.bins(n_atoms, manifest, memory), _rooms.most_atoms(manifest, memory)
     assert [b for piece in bins for b in piece] == list(range(len(counts)))
     filled = [(int(n_atoms[piece.start : piece.stop].sum()), len(piece)) for piece in bins]
     shapes = [Shape.of(some, n, manifest, Room()) for n, some in filled]
@@ -274,8 +274,8 @@ def test_bins_fill_buckets(counts: list[int], largest: int, memory: int) -> None
 
 def test_bins_of_large_runs() -> None:
     manifest, counts = Bundle.embedded().con_cdvae, np.full(50_000, 12)
-    assert 800 < len(_resident.bins(counts, manifest, 80 * 2**30)[0]) < 1000
-    assert len(_resident.bins(counts, manifest, 2**30)[0]) < 200
+    assert 800 < len(_rooms.bins(counts, manifest, 80 * 2**30)[0]) < 1000
+    assert len(_rooms.bins(counts, manifest, 2**30)[0]) < 200
 
 
 def test_a_model_on_the_host_as_a_device_verifies(bundle_path: Path) -> None:

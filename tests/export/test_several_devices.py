@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
-from druse import Generated, Generator, SamplingSchedule, _resident
+from druse import Generated, Generator, SamplingSchedule, _rooms
 from druse._device import HostDevice
 from druse._request import Request
 from druse.backends import BACKENDS, open_backends
@@ -46,7 +46,7 @@ class Failing(HostDevice):
 
 @pytest.fixture(autouse=True)
 def small_bins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_resident, "LARGEST", 500)
+    monkeypatch.setattr(_rooms, "LARGEST", 500)
 
 
 def on(bundle: Path, n_devices: int, failing: dict[int, int] | None = None) -> Generator:
@@ -66,7 +66,7 @@ def bytes_of(parts: list[Generated]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def one(bundle_path: Path) -> dict[str, list[bytes]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_resident, "LARGEST", 500)
+        patch.setattr(_rooms, "LARGEST", 500)
         made = {
             name: list(on(bundle_path, 1).generate(GAP, **(OPTIONS | {"schedule": schedule})))
             for name, schedule in SCHEDULES.items()

@@ -12,7 +12,7 @@ pytest.importorskip("onnxscript", reason="what writes ONNX files")
 import small_bundle
 from reference.buckets import bucket_shapes
 
-from druse._resident import Room, Shape
+from druse._rooms import Room, Shape
 from druse.backends._tensorrt import build
 from druse.bundle import Bundle, Precision
 

@@ -13,7 +13,8 @@ import pytest
 from druse import Crystals, _native
 from druse._cuda import CudaDevice, _Graph
 from druse._device import Array, Device, HostDevice, Work
-from druse._resident import CAPTURED, TOGETHER, Bucket, Shape
+from druse._resident import CAPTURED, TOGETHER, Bucket
+from druse._rooms import Shape
 from druse.backends._ort import OrtCPU
 from druse.bundle import Bundle, Network, Precision
 from druse.errors import DeviceError, MissingDependencyError

@@ -11,7 +11,7 @@ import pytest
 from reference.buckets import bucket_shapes
 
 from druse import Generator, SamplingSchedule
-from druse._resident import LARGEST, Room, Shape, most_atoms
+from druse._rooms import LARGEST, Room, Shape, most_atoms
 from druse.backends import open_backend
 from druse.backends._tensorrt import TensorRT, TensorRTRTX, build, check_addresses, library, messages, tensorrt
 from druse.bundle import Bundle, Network, Tensor
