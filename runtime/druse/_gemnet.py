@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from druse import _native
-from druse._arrays import AtomVector, SpeciesLogits
+from druse._arrays import AtomVector, SpeciesLogits, as_array
 from druse._prior import PANEL, packed
 from druse.bundle import GraphSpec
 from druse.errors import InputError
@@ -155,7 +155,7 @@ class GemNetT:
             bias = tensors["decoder.species_bias"]
             good = widths_fit(*self.sizes[:4]) and bias.shape == (self.sizes.n_species,)
             good &= all(weight.shape == (layer.n_in, layer.n_out) for layer, weight in kept)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, ZeroDivisionError):
             good = False
         if not good:
             raise InputError(f"{name} has not the weights of its formulation {FORMULATION}; build the bundle again")
@@ -182,9 +182,9 @@ class GemNetT:
         crystal = np.repeat(np.arange(len(latent), dtype=np.int32), np.diff(graph.offsets))
         arrays: tuple[Any, ...] = (
             *(graph.src, graph.dst, graph.distance, graph.unit, graph.in_edge, graph.degree, crystal),
-            np.ascontiguousarray(species, np.int32),
-            np.ascontiguousarray(latent, np.float32),
-            np.ascontiguousarray(level, np.int32),
+            as_array("species", species, np.int32, n_atoms),
+            as_array("latent", latent, np.float32, len(graph.offsets) - 1, self.sizes.atom),
+            as_array("level", level, np.int32, len(graph.offsets) - 1),
         )
         batch = _native.GemNetBatch(
             len(latent), n_atoms, graph.n_edges, degree, graph.mirror, *map(_native.pointer, arrays)

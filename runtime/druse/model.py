@@ -25,8 +25,8 @@ from druse._prior import FORMULATION, ResidualMLP
 from druse._resident import Resident
 from druse._score import Score, Workspace, atom_forces, decoder_inputs, in_parts, plan, spec_graph
 from druse.backends import Backend, OutOfMemoryError, ResidentBackend, Runner, open_backend, open_backends
-from druse.bundle import Bundle, ConCDVAEManifest, Network
-from druse.conditions import encode
+from druse.bundle import Bundle, ConCDVAEManifest, Network, Tensor
+from druse.conditions import ClassProperty, encode
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.graphs import OUT_OF_MEMORY, Graph
@@ -340,7 +340,8 @@ class Model:
             OutOfMemoryError: one crystal alone needs more memory than there is.
         """
         n_levels, n_species = len(self.manifest.sigmas), self.manifest.n_species
-        latents = self.project(z_con) if latent is None else as_array("latent", latent, np.float32, "crystals", "atom")
+        width = self.manifest.decoder.inputs[0].shape[1]
+        latents = self.project(z_con) if latent is None else as_array("latent", latent, np.float32, "crystals", width)
         if len(latents) != len(crystals):
             raise InputError(f"`z_con` must have one row for each of the {len(crystals)} crystals, got {len(latents)}")
         levels = as_array("level", np.broadcast_to(np.asarray(level), len(crystals)), np.int32, len(crystals))
@@ -448,6 +449,44 @@ def _check_signatures(manifest: ConCDVAEManifest, name: str) -> None:
             raise InputError(f"{name}: {role} must take and give {wanted[role]}, got {has}; build the bundle again")
     if len(manifest.type_sigmas) != len(manifest.sigmas):
         raise InputError(f"{name}: `sigmas` and `type_sigmas` must have the same length; build the bundle again")
+    _check_widths(manifest, name)
+
+
+def _check_widths(manifest: ConCDVAEManifest, name: str) -> None:
+    """Rows as wide as the rest of the manifest says: native code and devices believe them."""
+    latent, features = (manifest.latent,), _row(manifest.decoder.inputs[0])
+    wanted = {
+        "condition": {"z": latent, "z_con": latent},
+        "heads": {
+            "z_con": latent, "n_atoms": (manifest.max_atoms + 1,), "lattice": (6,), "composition": (manifest.n_species,)
+        },
+        "latent_projection": {"z_con": latent, "latent": features},
+        "decoder": {"radial": (manifest.graph.n_radial,), "logits": (manifest.n_species,)},
+        "predictor": {
+            "z": latent,
+            **{s.name: (s.n_classes,) if isinstance(s, ClassProperty) else () for s in manifest.predicted},
+        },
+    }  # fmt: skip
+    for key, prior in manifest.priors.items():
+        terms = _row(prior.condition.outputs[0])
+        wanted[f"priors/{key}/condition"] = {"terms": terms}
+        wanted[f"priors/{key}/network"] = {"z": latent, "terms": terms, "eps": latent}
+    for role, network in manifest.networks.items():
+        for tensor in (*network.inputs, *network.outputs):
+            row = wanted[role].get(tensor.name, _row(tensor))
+            per_crystal = role == "decoder" or tensor.name == "step" or tensor.shape[:1] == ("crystals",)
+            if _row(tensor) != row or not per_crystal:
+                raise InputError(
+                    f"{name}: {role} must have {tensor.name} with the shape {['crystals', *row]}, got "
+                    f"{list(tensor.shape)}; build the bundle again"
+                )
+    if len(features) != 1 or not isinstance(features[0], int):
+        raise InputError(f"{name}: the decoder must take a number of features, got {list(features)}; build it again")
+
+
+def _row(tensor: Tensor) -> tuple[int | str, ...]:
+    """The shape of one row."""
+    return tensor.shape[1:]
 
 
 _ROWS = 512
@@ -478,7 +517,14 @@ def run_rows(
                 chosen[name] = value[np.minimum(np.arange(piece.start, piece.stop + missing), piece.stop - 1)]
             else:
                 chosen[name] = value[piece.start : piece.stop]
-        return tuple(output[: len(piece)] for output in run(chosen))
+        outputs = run(chosen)
+        for tensor, output in zip(network.outputs, outputs, strict=True):
+            if output.shape != (max(4, len(piece)), *_row(tensor)):
+                raise InputError(
+                    f"{network.file} gives {tensor.name} with the shape {list(output.shape)}, the manifest says "
+                    f"{list(tensor.shape)}; build the bundle again"
+                )
+        return tuple(output[: len(piece)] for output in outputs)
 
     parts = list(in_parts(rows_in_parts(n), part, pool))
     if not parts:

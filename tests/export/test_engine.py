@@ -1,19 +1,25 @@
 """The runtime on bundles made here: parity with PyTorch, bytes that depend on a crystal alone, memory that runs out."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
 import small_bundle  # noqa: E402
 
 from druse import Crystals, InputError, _score  # noqa: E402
+from druse._gemnet import GemNetT  # noqa: E402
+from druse._onnx import float_tensors  # noqa: E402
 from druse._prior import FORMULATION  # noqa: E402
 from druse.backends import open_backend  # noqa: E402
 from druse.bundle import Bundle  # noqa: E402
@@ -217,6 +223,62 @@ def test_a_network_of_other_inputs_is_refused_before_it_runs(folder: Path) -> No
         assert old in text
         with pytest.raises(InputError, match=r"small: .* must take and give .*; build the bundle again"):
             Model(Bundle("small", text.replace(old, new), files), open_backend("ort-cpu"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("max_atoms", 9),
+        ("n_species", 99),
+        ("heads.inputs.0.shape.0", "rows"),
+        ("heads.outputs.1.shape", ["crystals", 7]),
+        ("predictor.outputs.1.shape", ["crystals", 4]),
+        ("latent_projection.outputs.0.shape", ["crystals", 64]),
+        ("decoder.inputs.0.shape", ["crystals"]),
+        ("decoder.inputs.0.shape", ["crystals", "features"]),
+        ("decoder.inputs.0.shape", ["crystals", 64]),
+        ("priors.wide.network.inputs.1.shape", ["crystals", 1]),
+    ],
+)
+def test_a_manifest_that_says_other_shapes_is_refused_before_it_runs(folder: Path, place: str, value: Any) -> None:
+    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
+    *way, last = (int(key) if key.isdecimal() else key for key in place.split("."))
+    functools.reduce(lambda part, key: part[key], way, manifest)[last] = value
+    files = {name: (folder / name).read_bytes() for name in manifest["files"]}
+    with pytest.raises(InputError, match=r"small: .*build"):
+        Model(Bundle("small", msgspec.json.encode(manifest), files), open_backend("ort-cpu"))
+
+
+def test_rows_of_another_width_than_the_manifest_says_do_not_reach_native_code(folder: Path) -> None:
+    text = (folder / "manifest.json").read_bytes()
+    files = {name: (folder / name).read_bytes() for name in msgspec.json.decode(text)["files"]}
+    network = onnx.load_from_string(files["latent_projection.onnx"])
+    (made,), (given,) = network.graph.output, network.graph.input
+    matrix = numpy_helper.from_array(np.ones((256, 8), np.float32), "narrow")
+    graph = helper.make_graph([helper.make_node("MatMul", [given.name, "narrow"], [made.name])], "narrow", [given], [
+        helper.make_tensor_value_info(made.name, TensorProto.FLOAT, ["crystals", 8])
+    ], [matrix])  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    files["latent_projection.onnx"] = model.SerializeToString()
+    narrow = Model(Bundle("small", text, files), open_backend("ort-cpu"))
+    with pytest.raises(InputError, match=r"latent_projection.onnx gives latent with the shape \[4, 8\]"):
+        narrow.project(np.zeros((1, 256), np.float32))
+
+
+def test_features_of_another_width_are_refused(model: Model, crystals: Crystals) -> None:
+    with pytest.raises(InputError, match=r"`latent` must have shape \[crystals, 128\]"):
+        model.score(crystals, None, 0, latent=np.zeros((N, 64), np.float32))
+
+
+@pytest.mark.parametrize("name", ["decoder.blocks.0.down.weight", "decoder.blocks.0.bilinear.weight"])
+def test_weights_without_columns_are_refused(folder: Path, name: str) -> None:
+    bundle = Bundle.open(folder)
+    network = onnx.load_from_string(bundle.read("decoder.onnx"))
+    weights = float_tensors(network.SerializeToString())
+    assert name in weights
+    weights[name] = weights[name][:, :0]
+    with pytest.raises(InputError, match="weights of its formulation"):
+        GemNetT(weights, bundle.con_cdvae.graph)
 
 
 @pytest.mark.parametrize(("way", "megabytes"), [("native", 60), ("onnx", 150)])
