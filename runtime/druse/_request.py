@@ -11,6 +11,7 @@ from druse._arrays import Bool, CrystalIds, Float32, Float64, Latents, Status, n
 from druse._graph import STOPPED
 from druse.control import Control
 from druse.crystals import Crystals
+from druse.errors import InputError
 from druse.schedules import SamplingSchedule, sampling_schedule
 
 DEFAULT_SCHEDULE = "predictor-corrector-15"
@@ -63,14 +64,18 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     batch: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("targets", "count", "oversample", "seed", "batch"):  # numbers of NumPy are not for JSON
-            value = getattr(self, name)
-            plain = {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else _plain(value)
-            msgspec.structs.force_setattr(self, name, plain)
+        for name in ("count", "oversample", "seed", "batch"):  # numbers of NumPy are not for JSON
+            msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
         number("count", self.count, "a whole number from 1 up", lambda n: 1 <= n <= 2**40, integer=True)
         number("oversample", self.oversample, "a whole number from 1 up", lambda n: 1 <= n <= 2**20, integer=True)
         number("seed", self.seed, "a whole number from 0 to 2^64 - 1", lambda n: 0 <= n < 2**64, integer=True)
         number("batch", self.batch, "a whole number from 0 (by the schedule)", lambda n: 0 <= n <= 2**20, integer=True)
+        for field in msgspec.structs.fields(type(self)):  # what a file would not give back, no run may begin with
+            try:
+                plain = msgspec.convert(msgspec.to_builtins(getattr(self, field.name), enc_hook=_known), field.type)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                raise InputError(f"`{field.name}` of a request cannot be used: {error}") from error
+            msgspec.structs.force_setattr(self, field.name, plain)
 
     def shards(self, n_levels: int) -> list[range]:
         """The crystals of the run, by number, as they are finished together.
@@ -173,3 +178,10 @@ class Generated(Crystals):
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _known(value: Any) -> Any:
+    """What msgspec does not know by itself: numbers of NumPy."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    raise TypeError(f"got a {type(value).__name__}")

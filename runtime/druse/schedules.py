@@ -143,6 +143,6 @@ def sampling_schedule(given: Any) -> SamplingSchedule:
     """
     if isinstance(given, SamplingSchedule):
         return given
-    if given not in SCHEDULES:
+    if not isinstance(given, str) or given not in SCHEDULES:
         raise InputError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {given!r}")
     return SCHEDULES[given]

@@ -19,7 +19,7 @@ from druse.errors import InputError
 from druse.generate import Progress, Request
 from druse.graphs import describe_status
 from druse.model import Model, Score
-from druse.schedules import SCHEDULES
+from druse.schedules import SCHEDULES, sampling_schedule
 
 QUICK = SamplingSchedule(method="ancestral", n_levels=4, n_steps=1)
 GAP = {"band_gap": 2.0}
@@ -267,3 +267,37 @@ def test_bad_requests_are_told_before_anything_runs(
 ) -> None:
     with pytest.raises(InputError, match=message):
         generator.generate(GAP, **options)
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        {"n_atoms": 5},
+        {"n_atoms": (5,)},
+        {"n_atoms": (4.0, 6.0)},
+        {"n_atoms": "46"},
+        {"elements": None},
+        {"elements": "LiO"},
+        {"formula": None},
+        {"z": "2", "formula": "LiO"},
+    ],
+)
+def test_controls_of_other_types_are_refused(control: dict[str, Any]) -> None:
+    """msgspec looks at what is read, not at what is made: such a run could begin and not be opened again."""
+    with pytest.raises(InputError, match=r"`control` of a request cannot be used: Expected"):
+        Request(targets={}, count=1, control=Control(**control))
+
+
+def test_what_is_meant_is_taken_as_a_file_would_give_it_back() -> None:
+    lists = Control(elements=["Li", "O"], n_atoms=[np.int64(4), 6])  # type: ignore[arg-type]
+    request = Request(targets={"band_gap": np.array(2.0)}, count=1, control=lists)  # type: ignore[dict-item]
+    assert request == msgspec.json.decode(msgspec.json.encode(request), type=Request)
+    assert request.control == Control(elements=("Li", "O"), n_atoms=(4, 6))
+    for value, message in ((None, "got `null`"), (np.ones(2), "got a ndarray"), (True, "got `bool`")):
+        with pytest.raises(InputError, match=rf"`targets` of a request cannot be used: .*{message}"):
+            Request(targets={"band_gap": value}, count=1)  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="`schedule` must be one of faithful"):
+        sampling_schedule(["faithful"])
+    for schedule in (SamplingSchedule(method="quick"), SamplingSchedule(method="ancestral", n_steps=1.5)):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="`schedule` of a request cannot be used"):
+            Request(targets={}, count=1, schedule=schedule)
