@@ -145,7 +145,7 @@ def read_columns(path: Path, advice: str) -> dict[str, Any]:
     try:
         with parquet.ParquetFile(path) as file:
             fault = next(filter(None, (group_fault(group, LIMITS) for group in _groups(file))), "")
-            if not fault:
+            if not fault and not (fault := _whole_fault(file, path.stat().st_size)):
                 table = file.read()
                 return _arrays(table.column_names, table.columns, LIMITS)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -163,6 +163,15 @@ def group_fault(group: Any, limits: Limits) -> str:
         size = column.total_uncompressed_size
         if size > _FREE + min(limits.text * group.num_rows, limits.expansion * column.total_compressed_size):
             return f"column {column.path_in_schema} has {size:,} bytes in {group.num_rows} rows"
+    return ""
+
+
+def _whole_fault(file: Any, size: int) -> str:
+    """Why all of a Parquet file would take more memory than it should; else empty. A million equal numbers are one."""
+    groups = (group.column(k) for group in _groups(file) for k in range(group.num_columns))
+    values = sum(column.num_values for column in groups)
+    if 8 * values > _FREE + LIMITS.expansion * size:
+        return f"it has {values:,} values in {size:,} bytes"
     return ""
 
 

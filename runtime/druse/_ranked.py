@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from druse._columns import read_columns, read_facts, write_columns
 from druse._request import Ranked, Ranking
 from druse.errors import InputError
@@ -34,7 +36,18 @@ def read_ranked(path: Path, advice: str) -> Ranked:
         latent, z, cost = columns["latent"], columns["z"], columns["cost"]
     except KeyError as error:
         raise InputError(f"{path} has no column {error}; {advice}") from error
+    if fault := column_fault(columns) or ("" if z.ndim == 2 and latent.ndim == cost.ndim == 1 else "z is no table"):
+        raise InputError(f"{path} is not this run's ({fault}); {advice}")
     return Ranked(latent, z, cost, grouped_columns(columns, "condition_"), grouped_columns(columns, "predicted_"))
+
+
+def column_fault(columns: Mapping[str, Any]) -> str:
+    """Why columns are none of a run: they are numbers, and text only where a condition may be; empty if they are."""
+    for name, column in columns.items():
+        kinds = "biufU" if name.startswith("condition_") else "biuf"
+        if not isinstance(column, np.ndarray) or column.dtype.kind not in kinds:
+            return f"the column {name} holds something else"
+    return ""
 
 
 def write_ranking(path: Path, ranking: Ranking, facts: Mapping[str, str]) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from druse._arrays import as_array
 from druse._columns import Ragged, parquet_of, read_columns
+from druse._ranked import column_fault
 from druse._request import Generated
 from druse.errors import InputError
 
@@ -40,13 +42,15 @@ def read_shard(path: Path, rows: range, advice: str) -> Generated:
         species, frac = columns.pop("species"), columns.pop("frac")
         if not np.array_equal(ids, np.arange(rows.start, rows.stop)):
             raise InputError(f"crystals {rows.start} to {rows.stop - 1} expected")
+        if fault := column_fault(columns):
+            raise InputError(fault)
         return Generated(
             frac.values.reshape(-1, 3),
             cell.reshape(-1, 3, 3),
             species.offsets,
             species.values,
-            ids,
-            status,
+            as_array("id", ids, np.uint64, len(rows)),
+            as_array("status", status, np.uint32, len(rows)),
             columns,
         )
     except (KeyError, AttributeError, ValueError) as error:

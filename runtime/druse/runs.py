@@ -292,6 +292,9 @@ class Run:
         latents = read_ranked(path, self._advice)
         if len(latents.cost) != count:
             raise InputError(f"{path} has {len(latents.cost)} latents, not {count}; delete it and the shards")
+        manifest = generator.model.manifest
+        if latents.z.shape[1] != manifest.latent or not {s.name for s in manifest.conditions} <= latents.values.keys():
+            raise InputError(f"{path} is of another model; {self._advice}")
         return latents
 
     def _watched(self, progress: Report | None) -> None:

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
 from druse import Control, Generator, Request, Run, SamplingSchedule
-from druse._columns import read_columns, write_columns
+from druse._columns import Ragged, read_columns, write_columns
 from druse.errors import InputError
 from druse.generate import Progress
 
@@ -226,6 +226,59 @@ def test_a_damaged_file_is_named(finished: Run, generator: Generator, tmp_path: 
     (copy / name).unlink()
     Run.open(copy).finish(generator)
     assert exported(copy) == exported(finished)
+
+
+@pytest.mark.parametrize(
+    ("column", "content"),
+    [
+        ("status", np.array([0.5, 1.5])),
+        ("status", np.array(["a", "b"])),
+        ("predicted_band_gap", np.array(["1", "2"])),
+        ("predicted_band_gap", Ragged(np.ones(4), np.array([0, 2, 4]))),
+        ("cost", np.array(["1", "2"])),
+    ],
+)
+def test_columns_of_another_kind_are_named(
+    finished: Run, generator: Generator, tmp_path: Path, column: str, content: Any
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    shard = read_columns(copy / "shards" / "00003.parquet", "")
+    write_columns(copy / "shards" / "00003.parquet", {**shard, column: content}, {})
+    with pytest.raises(InputError, match=rf"00003.parquet is not this run's \(.*{column}.*delete it, and druse resume"):
+        Run.open(copy).summary()
+    if column != "status":
+        latents = read_columns(copy / "latents.parquet", "")
+        longer = content if isinstance(content, Ragged) else np.tile(content, 10)
+        some = {name: values[: 2 if isinstance(content, Ragged) else 20] for name, values in latents.items()}
+        write_columns(copy / "latents.parquet", {**some, column: longer}, {})
+        with pytest.raises(InputError, match=r"latents.parquet is not this run's .*delete it, and druse resume"):
+            Run.open(copy).finish(generator)
+
+
+@pytest.mark.parametrize("change", ["narrower", "without a condition"])
+def test_latents_of_another_model_are_named(finished: Run, generator: Generator, tmp_path: Path, change: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    latents = read_columns(copy / "latents.parquet", "")
+    if change == "narrower":
+        latents["z"] = latents["z"][:, :-1]
+    else:
+        del latents["condition_band_gap"]
+    write_columns(copy / "latents.parquet", latents, {})
+    with pytest.raises(InputError, match=r"latents.parquet is of another model; delete it, and druse resume"):
+        Run.open(copy).finish(generator)
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_has_is_not_read(finished: Run, tmp_path: Path) -> None:
+    """Runs of equal numbers take no bytes, and the size that a Parquet file states of itself does not count them."""
+    copy, n = tmp_path / "copy", 8_000_000
+    shutil.copytree(finished.path, copy)
+    equal = {"id": np.zeros(n, np.uint64), "status": np.zeros(n, np.uint32)}
+    write_columns(copy / "shards" / "00001.parquet", equal, {})
+    assert (copy / "shards" / "00001.parquet").stat().st_size < n / 10
+    with pytest.raises(InputError, match=r"00001.parquet asks for too much memory: it has 16,000,000 values"):
+        Run.open(copy).summary()
 
 
 def test_runs_that_are_none(finished: Run, tmp_path: Path, generator: Generator) -> None:
