@@ -455,7 +455,7 @@ def _check_signatures(manifest: ConCDVAEManifest, name: str) -> None:
 def _check_widths(manifest: ConCDVAEManifest, name: str) -> None:
     """Rows as wide as the rest of the manifest says: native code and devices believe them."""
     latent, features = (manifest.latent,), _row(manifest.decoder.inputs[0])
-    wanted = {
+    wanted: dict[str, dict[str, tuple[int | str, ...]]] = {
         "condition": {"z": latent, "z_con": latent},
         "heads": {
             "z_con": latent, "n_atoms": (manifest.max_atoms + 1,), "lattice": (6,), "composition": (manifest.n_species,)

@@ -11,7 +11,6 @@ strategy     prior       properties that are not given
 """
 
 import contextlib
-import io
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from druse._arrays import CrystalIds
+from druse._columns import columns_in
 from druse.bundle import CONDITIONS, Bundle
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty, encode
 from druse.control import Control
@@ -182,7 +182,7 @@ def _near(
     bundle: Bundle, specs: Mapping[str, Property], given: Mapping[str, Any], missing: list[str]
 ) -> dict[str, np.ndarray]:
     """Of the properties that are missing, the values in the training rows nearest to those that are given."""
-    table = _training_rows(bundle)
+    table = _training_rows(bundle, specs)
     absent = [name for name in missing if name not in table]
     if absent:
         raise InputError(
@@ -204,22 +204,21 @@ def _near(
             distance[~np.isfinite(table[name])] = math.inf
     order = np.argsort(distance, kind="stable")
     order = order[np.isfinite(distance[order])]
-    if any(name in table for name in given):
+    if len(order) and any(name in table for name in given):
         order = order[distance[order] <= distance[order[min(NEAR, len(order)) - 1]]]  # and what ties with the last
     if not len(order):
         raise InputError(f"no training row has {', '.join(f'{k}={v}' for k, v in given.items())}; give all properties")
     return {name: table[name][order] for name in missing}
 
 
-def _training_rows(bundle: Bundle) -> dict[str, np.ndarray]:
+def _training_rows(bundle: Bundle, specs: Mapping[str, Property]) -> dict[str, np.ndarray]:
+    """By name the values of properties in the training data: numbers, and text of a formula."""
     if CONDITIONS not in bundle.manifest.files:
         return {}
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(io.BytesIO(bundle.read(CONDITIONS)))
-        columns = {name: table.column(name).to_numpy() for name in table.column_names}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{bundle.name}: {CONDITIONS} cannot be read: {error}; build the bundle again") from error
-    return {name: np.array(values, str) if values.dtype == object else values for name, values in columns.items()}
+    place = f"{bundle.name}: {CONDITIONS}"
+    table = columns_in(bundle.read(CONDITIONS), place, "build the bundle again")
+    for name, column in table.items():
+        kinds, what = ("U", "formulas") if isinstance(specs.get(name), CompositionProperty) else ("iuf", "numbers")
+        if name in specs and not (isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in kinds):
+            raise InputError(f"{place} must have {what} in the column {name}; build the bundle again")
+    return {name: column for name, column in table.items() if name in specs}

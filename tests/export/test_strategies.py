@@ -1,23 +1,29 @@
 """What latents are conditioned on: given, implied by a control, or drawn from training rows near the given ones."""
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 pytest.importorskip("torch", reason="bundles are made with PyTorch")
 
+import generator_bundle
 import small_bundle
 
+from druse._columns import Ragged, parquet_of
 from druse.bundle import Bundle
 from druse.control import Control
 from druse.errors import InputError
 from druse.strategies import NEAR, RangeWarning, _training_rows, conditions_for
 
 IDS = np.arange(5000, dtype=np.uint64)
+SPECS = {spec.name: spec for spec in (small_bundle.GAP, small_bundle.SYSTEM, generator_bundle.N_ATOM)}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_missing_properties_come_from_near_rows(bundle: Bundle) -> None:
 
 def test_rows_are_the_nearest(bundle: Bundle) -> None:
     found = conditions_for(bundle, {"n_atom": 5})
-    far = np.abs(_training_rows(bundle)["n_atom"] - 5)
+    far = np.abs(_training_rows(bundle, SPECS)["n_atom"] - 5)
     limit = np.sort(far)[NEAR - 1]  # those that tie with the 256th belong to them
     assert len(found.rows["band_gap"]) == np.sum(far <= limit) >= NEAR
     near = conditions_for(bundle, {"band_gap": 2.0}, strategy="less")
@@ -121,3 +127,42 @@ def test_without_training_rows(made_once: Callable[[str, Callable[[Path], object
     bundle = Bundle.open(made_once("small_bundle_256", lambda out: small_bundle.make(out, 256)))
     with pytest.raises(InputError, match="less: the bundle has no prior 'full', only default, wide"):
         conditions_for(bundle, {}, strategy="less")
+
+
+def with_rows(bundle: Bundle, rows: dict[str, Any]) -> Bundle:
+    """The same with other training rows."""
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return Bundle("other", bundle._text, files | {"conditions.parquet": bytes(parquet_of(rows, {}))})
+
+
+ROWS: dict[str, Any] = {"band_gap": np.ones(9), "crystal_system": np.zeros(9), "n_atom": np.full(9, 3.0)}
+
+
+@pytest.mark.parametrize("given", [{"crystal_system": "hexagonal"}, {"band_gap": 1.0, "crystal_system": 2}])
+def test_a_class_that_no_training_row_has(bundle: Bundle, given: dict[str, Any]) -> None:
+    """230 space groups, of which most data sets have fewer."""
+    with pytest.raises(InputError, match=r"no training row has .*crystal_system=[12]; give all properties"):
+        conditions_for(with_rows(bundle, ROWS), given, strategy="less")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (np.array(["a"] * 9), "must have numbers in the column n_atom"),
+        (Ragged(np.ones(9), np.arange(10)), "must have numbers in the column n_atom"),
+        (np.full(9, np.nan), "no training row has"),
+    ],
+)
+def test_training_rows_that_are_none(bundle: Bundle, column: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        conditions_for(with_rows(bundle, {**ROWS, "n_atom": column}), {"band_gap": 1.0}, strategy="less")
+
+
+def test_few_bytes_do_not_become_gigabytes_of_training_rows(bundle: Bundle) -> None:
+    equal, content = pa.table({name: np.zeros(2_000_000) for name in ROWS}), io.BytesIO()
+    parquet.write_table(equal, content, row_group_size=len(equal))
+    assert len(content.getvalue()) < 50_000
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    bomb = Bundle("bomb", bundle._text, files | {"conditions.parquet": content.getvalue()})
+    with pytest.raises(InputError, match=r"conditions.parquet asks for too much memory: .*build the bundle again"):
+        conditions_for(bomb, {"band_gap": 1.0}, strategy="less")
