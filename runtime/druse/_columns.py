@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ def _whole(source: Any, name: str, advice: str) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
-        size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+        size = _size(source) if isinstance(source, Path) else len(source.getbuffer())
         with parquet.ParquetFile(source) as file:
             fault = next(filter(None, (group_fault(group, LIMITS) for group in _groups(file))), "")
             if not fault and not (fault := _whole_fault(file, size)):
@@ -176,6 +177,14 @@ def group_fault(group: Any, limits: Limits) -> str:
     return ""
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; OSError for what is none, as a pipe, which nobody may ever write to."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is not a file")
+    return found.st_size
+
+
 def _whole_fault(file: Any, size: int) -> str:
     """Why all of a Parquet file would take more memory than it should; else empty.
 
@@ -195,6 +204,7 @@ def read_column_batches(path: Path, size: int, advice: str, limits: Limits) -> I
     from pyarrow import parquet
 
     try:
+        _size(path)
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             fault = next(filter(None, (group_fault(group, limits) for group in _groups(file))), "")
             for batch in () if fault else file.iter_batches(size):
@@ -216,6 +226,7 @@ def column_names(path: Path, advice: str) -> list[str]:
     from pyarrow import parquet
 
     try:
+        _size(path)
         return list(parquet.read_schema(path, memory_map=False).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
@@ -228,6 +239,7 @@ def read_facts(path: Path, advice: str) -> dict[str, str]:
     from pyarrow import parquet
 
     try:
+        _size(path)
         facts = parquet.read_schema(path, memory_map=False).metadata or {}
         return {key.decode(): text.decode() for key, text in facts.items()}
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """What a run is asked for, what it ranks, and what it gives; `druse.generate` is the public face."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -77,14 +77,30 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 raise InputError(f"`{field.name}` of a request cannot be used: {error}") from error
             msgspec.structs.force_setattr(self, field.name, plain)
 
-    def shards(self, n_levels: int) -> list[range]:
+    def shards(self, n_levels: int) -> Sequence[range]:
         """The crystals of the run, by number, as they are finished together.
 
         Args:
             n_levels: of the model.
         """
         size = self.batch or max(8, min(256, _EVALUATIONS // self.schedule.most_evaluations(n_levels)))
-        return [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
+        return _Cut(self.count, size)
+
+
+class _Cut(Sequence[range]):
+    """Crystals in pieces of a size, the last perhaps smaller; a run may have more of them than there is memory."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._firsts, self._count = range(0, count, size), count
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[one] for one in range(*k.indices(len(self)))]
+        first = self._firsts[k]
+        return range(first, min(first + self._firsts.step, self._count))
 
 
 class Ranked(NamedTuple):

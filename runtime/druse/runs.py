@@ -18,7 +18,7 @@ import functools
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,27 +204,26 @@ class Run:
         return self.summary(seconds, share=share)
 
     @property
-    def shards(self) -> list[range]:
+    def shards(self) -> Sequence[range]:
         """The crystals of each shard, by number."""
         return self.request.shards(self.file.n_levels)
 
     @property
     def finished(self) -> int:
         """Crystals that are stored."""
-        present = self._present()
-        return sum(len(rows) for k, rows in enumerate(self.shards) if k in present)
+        shards = self.shards
+        return sum(len(shards[k]) for k in self._present())
 
     @property
     def files(self) -> list[Path]:
         """Those that `generated` reads, in order: what was asked for, and the finished shards."""
-        shards = [self._shard(k) for k in range(len(self.shards))]
-        return [self.path / _RUN, *(shard for shard in shards if shard.exists())]
+        return [self.path / _RUN, *map(self._shard, sorted(self._present()))]
 
     def generated(self, *, share: Share | None = None) -> Iterator[Generated]:
         """The finished shards, of a share or of all, in order; failed crystals among them."""
-        shards, present = self.shards, self._present()
-        for k in self._numbers(share):
-            if k in present:
+        shards, wanted = self.shards, self._numbers(share)
+        for k in sorted(self._present()):
+            if k in wanted:
                 yield read_shard(self._shard(k), shards[k], self._advice)
 
     def crystals(self) -> Crystals:
@@ -253,7 +252,8 @@ class Run:
 
     def summary(self, seconds: Mapping[str, float] | None = None, *, share: Share | None = None) -> Summary:
         """What has been made so far, of a share or of all."""
-        shards, finished, good, sums = self.shards, 0, 0, collections.defaultdict[str, float](float)
+        shards, numbers = self.shards, self._numbers(share)
+        finished, good, sums = 0, 0, collections.defaultdict[str, float](float)
         for part in self.generated(share=share):
             finished, good = finished + len(part), good + int(part.ok.sum())
             for name, column in part.columns.items():
@@ -262,7 +262,8 @@ class Run:
         means = {name: total / finished for name, total in sums.items()}
         changed = grouped_columns(means, "changed_") if self.request.control else {}
         return Summary(
-            count=sum(len(shards[k]) for k in self._numbers(share)),
+            # all are as large as the first but the last of the run
+            count=len(numbers) * len(shards[0]) - (len(shards) - 1 in numbers) * (len(shards[0]) - len(shards[-1])),
             finished=finished,
             good=good,
             changed=changed,
@@ -328,13 +329,16 @@ class Run:
     def _shard(self, k: int) -> Path:
         return self.path / _SHARDS / f"{k:05d}.parquet"
 
-    def _numbers(self, share: Share | None) -> list[int]:
+    def _numbers(self, share: Share | None) -> range:
         """Of the shards of a share."""
-        return [k for k in range(len(self.shards)) if share is None or share.has(k)]
+        every = range(len(self.shards))
+        return every if share is None else every[share.task - 1 :: share.n_tasks]
 
     def _present(self) -> set[int]:
         """Numbers of the shards that are stored."""
-        return {int(path.stem) for path in (self.path / _SHARDS).glob("*.parquet") if path.stem.isdecimal()}
+        stems = (path.stem for path in (self.path / _SHARDS).glob("*.parquet"))
+        every = self._numbers(None)
+        return {k for stem in stems if stem.isdecimal() and (k := int(stem)) in every and stem == self._shard(k).stem}
 
     def _computed(
         self, generator: Generator, missing: Sequence[int], ranked: Ranked, progress: Report | None
@@ -355,10 +359,16 @@ class Run:
         for part in (self.path / _SHARDS).glob(".*.part"):
             match = re.match(r"\.(\d+)\.parquet\.", part.name)
             if share is None or (match and share.has(int(match[1]))):
-                part.unlink(missing_ok=True)
+                _remove([part])
 
     def _tidy_folder(self) -> None:
-        for part in self.path.glob(".*.part"):
+        _remove(self.path.glob(".*.part"))
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    """Files that a run's writer left; a folder is of another command, which may still be at work."""
+    for part in parts:
+        if not part.is_dir() or part.is_symlink():
             part.unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ from druse import Control, Generator, Request, Run, SamplingSchedule
 from druse._columns import Ragged, read_columns, write_columns
 from druse.errors import InputError
 from druse.generate import Progress
+from druse.runs import Share
 
 QUICK = SamplingSchedule(method="ancestral", n_levels=4)
 LONG = SamplingSchedule(method="langevin", n_steps=25)
@@ -281,6 +282,66 @@ def test_a_file_that_unpacks_to_far_more_than_it_has_is_not_read(finished: Run, 
     assert (copy / "shards" / "00001.parquet").stat().st_size < 50_000
     with pytest.raises(InputError, match=r"00001.parquet asks for too much memory: it has 8,000,000 values"):
         Run.open(copy).summary()
+
+
+@pytest.mark.parametrize("name", ["shards/00001.parquet", "latents.parquet", "ranking.parquet"])
+def test_a_pipe_in_the_place_of_a_file_does_not_hold(
+    finished: Run, generator: Generator, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    if name == "ranking.parquet":
+        (copy / "latents.parquet").unlink()
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    with pytest.raises(InputError, match=rf"{Path(name).name} cannot be read \(it is not a file\); delete it"):
+        Run.open(copy).finish(generator)
+
+
+def test_folders_that_other_commands_left_are_no_obstacle(finished: Run, generator: Generator, tmp_path: Path) -> None:
+    """A killed `druse export` of POSCAR files, or of a data base, into the run."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    (copy / "shards" / "00001.parquet").unlink()
+    for part in (copy / ".poscar.77.part", copy / "shards" / ".00001.parquet.77.part"):
+        part.mkdir()
+        (part / "file").touch()
+    Run.open(copy).finish(generator)
+    assert exported(copy) == exported(finished)
+
+
+def test_shards_are_those_that_the_run_has(finished: Run, generator: Generator, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    for name in ("1", "00007", "99999"):
+        shutil.copy(copy / "shards" / "00000.parquet", copy / "shards" / f"{name}.parquet")
+    (copy / "shards" / "00001.parquet").unlink()
+    assert Run.open(copy).finished == 14
+    assert Run.open(copy).finish(generator).finished == 20
+    assert exported(copy) == exported(finished)
+
+
+def test_a_run_of_more_shards_than_there_is_memory(finished: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    (copy / "shards" / "00003.parquet").unlink()
+    asked = (copy / "run.json").read_text()
+    (copy / "run.json").write_text(asked.replace('"count": 20', f'"count": {2**40}'))
+    huge = Run.open(copy)
+    assert huge.finished == 18
+    assert [len(part) for part in huge.generated()] == [6, 6, 6]
+    assert huge.summary().count == 2**40
+    assert huge.export(tmp_path / "some.csv") == 18
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (20, 6), (18, 6), (7, 8), (8, 8), (9, 8)])
+def test_shards_cut_the_run(finished: Run, tmp_path: Path, count: int, batch: int) -> None:
+    request = msgspec.structs.replace(REQUEST, count=count, batch=batch)
+    run = Run(tmp_path, msgspec.structs.replace(finished.file, request=request))
+    cut = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+    assert [*run.shards] == cut == run.shards[:]
+    for share in (Share(1, 1), Share(1, 3), Share(2, 3), Share(3, 3)):
+        assert run.summary(share=share).count == sum(map(len, cut[share.task - 1 :: share.n_tasks]))
 
 
 def test_runs_that_are_none(finished: Run, tmp_path: Path, generator: Generator) -> None:
