@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from druse._dependencies import require
@@ -195,19 +196,20 @@ def write_csv(path: Any, crystals: Iterable[Crystals], facts: Facts | None = Non
 
 def _write_csv(path: Path, crystals: Iterator[Named]) -> None:
     columns: dict[str, None] = {}
-    with whole_file(path, "w", newline="") as file, tempfile.TemporaryFile("w+", newline="") as body:
-        rows = csv.writer(body, lineterminator="\n")
+    with whole_file(path, "w", newline="") as file, tempfile.TemporaryFile("w+b") as body:
         for one in crystals:
             species = one.crystal.species
             row = {"formula": formula_of(species), "n_atoms": len(species), "cif": cif_text(one.crystal, one.name)}
             row = {**one.info, **row}
             columns |= dict.fromkeys(row)
-            rows.writerow([in_a_table(row.get(name, "")) for name in columns])
+            cells = [in_a_table(row.get(name, "")) for name in columns]
+            body.write(msgspec.json.encode(["" if cell is None else str(cell) for cell in cells]) + b"\n")
         body.seek(0)
         whole = csv.writer(file, lineterminator="\n")
         if columns:
             whole.writerow(map(in_a_table, columns))
-        for cells in csv.reader(body):
+        for line in body:  # not as CSV, whose reader takes no field of more than 131,072 characters
+            cells = msgspec.json.decode(line, type=list[str])
             whole.writerow([*cells, *[""] * (len(columns) - len(cells))])
 
 
@@ -282,7 +284,7 @@ def _pairs(info: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, value in info.items():
-        key = re.sub(r"\W", "_", name, flags=re.ASCII)
+        key = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
         own = key in reserved_keys or not key[0].isalpha() or key in SYMBOLS
         plain = _number(value) if isinstance(value, str) else value
         if name != "energy" and plain != "" and not (isinstance(plain, float) and not math.isfinite(plain)):

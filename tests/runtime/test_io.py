@@ -20,7 +20,7 @@ from druse import Crystals
 from druse.candidates import Entries, export, read_entries
 from druse.elements import formula_of
 from druse.errors import InputError
-from druse.io import FORMATS, to_ase, to_pymatgen, write_cif, write_crystals, write_csv, write_extxyz
+from druse.io import FORMATS, to_ase, to_pymatgen, write_ase_db, write_cif, write_crystals, write_csv, write_extxyz
 from druse.lattice import cells_from_parameters, wrap
 from druse.tables import load_table
 
@@ -102,6 +102,21 @@ def test_csv_can_be_read_as_a_data_set(crystals: Crystals, facts: list[dict[str,
     for read, wanted in zip(to_pymatgen(table.crystals), to_pymatgen(crystals), strict=True):
         assert sorted(read.atomic_numbers) == sorted(wanted.atomic_numbers)
         assert read.volume == pytest.approx(wanted.volume, rel=1e-6)
+
+
+def test_csv_of_long_texts_and_of_facts_that_come_late(tmp_path: Path) -> None:
+    """The CIF of 3,000 atoms is longer than a field that Python's reader of CSV takes."""
+    frac, offsets = np.random.default_rng(0).random((3000, 3)), np.array([0, 3000])
+    large = Crystals(frac, np.eye(3)[None] * 60, offsets, np.full(3000, 6, np.int32))
+    said: list[dict[str, Any]] = [{"note": 'a "b",\r\n c'}, {"late": None, "energy": 0.1}]
+    write_csv(tmp_path / "large.csv", Crystals.concatenate([large, large]), said)
+    before = csv.field_size_limit(1 << 20)
+    with (tmp_path / "large.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    csv.field_size_limit(before)
+    assert [*first] == ["note", "formula", "n_atoms", "cif", "late", "energy"]
+    assert (first["note"], first["energy"], second["note"], second["energy"]) == ('a "b",\r\n c', "", "", "0.1")
+    assert first["cif"].count("\n") > 3000
 
 
 def test_objects(crystals: Crystals, facts: list[dict[str, Any]]) -> None:
@@ -221,6 +236,13 @@ def test_data_base_of_ase(crystals: Crystals, tmp_path: Path) -> None:
     (read,) = read_entries([tmp_path / "x.db"])
     assert read.ok.all()
     assert read.columns["energy"].tolist() == [-1.5 * k for k in range(len(crystals))]
+
+
+def test_a_fact_without_a_name_in_a_data_base_of_ase(crystals: Crystals, tmp_path: Path) -> None:
+    """pandas writes its index as such a column."""
+    write_ase_db(tmp_path / "some.db", crystals[0], [{"": 7, "é": 8}])
+    (row,) = ase.db.connect(tmp_path / "some.db").select()
+    assert row.key_value_pairs == {"druse__": 7}
 
 
 def test_optimade(crystals: Crystals, tmp_path: Path) -> None:
