@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from druse._arrays import as_array
 from druse.backends import Backend
-from druse.bundle import Bundle, CGCNNManifest, Tensor
+from druse.bundle import Bundle, CGCNNManifest
 from druse.crystals import Crystals
 from druse.errors import InputError
 from druse.model import Model, run_rows
@@ -51,7 +52,7 @@ def verify(bundle: Bundle, backend: Backend) -> Iterator[Deviation]:
     tolerance = bundle.manifest.tolerances.get(stated)
 
     def under(place: str) -> dict[str, np.ndarray]:
-        found = {k.removeprefix(place): v for k, v in recorded.items() if k.startswith(place)}
+        found = _Recorded({k.removeprefix(place): v for k, v in recorded.items() if k.startswith(place)})
         if not found:
             raise InputError(f"{bundle.name}: the reference has nothing under {place}; build the bundle again")
         return found
@@ -77,17 +78,18 @@ def verify(bundle: Bundle, backend: Backend) -> Iterator[Deviation]:
             yield from compare(role, *_scores(generator, inputs))
         else:
             if role.startswith("priors/") and role.endswith("/network"):
-                step = int(inputs["step"][0])
+                step = int(as_array("step", inputs["step"], np.int32, 1)[0])
                 eps = generator.prior_step(inputs["z"], inputs["terms"], step, prior=role.split("/")[1])
                 yield from compare(role, {"eps": eps})
                 continue
-            given = {tensor.name: _typed(inputs, tensor) for tensor in network.inputs}
+            given = {t.name: np.ascontiguousarray(inputs[t.name], t.dtype) for t in network.inputs}
             outputs = run_rows(generator.runner(role), network, given)
             yield from compare(role, {t.name: value for t, value in zip(network.outputs, outputs, strict=True)})
 
 
 def _scores(model: Model, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-    crystals, latent, level = _crystals(inputs), inputs["latent"], inputs["level"]
+    crystals, latent = _crystals(inputs), inputs["latent"]
+    level = as_array("level", inputs["level"], np.int32, len(crystals))
     score = model.score(crystals, None, level, latent=latent)
     each = [model.score(crystal, None, level[b], latent=latent[b : b + 1]) for b, crystal in enumerate(crystals)]
     alone = all(
@@ -101,10 +103,11 @@ def _crystals(inputs: dict[str, np.ndarray]) -> Crystals:
     return Crystals(*(inputs[name] for name in ("frac", "cells", "offsets", "species")))
 
 
-def _typed(inputs: dict[str, np.ndarray], tensor: Tensor) -> np.ndarray:
-    if tensor.name not in inputs:
-        raise InputError(f"the reference lacks the input {tensor.name}; build the bundle again")
-    return np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
+class _Recorded(dict[str, np.ndarray]):
+    """Arrays by name; one that is asked for and not there is the reference's fault."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise InputError(f"the reference lacks the input {name}; build the bundle again")
 
 
 def _difference(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

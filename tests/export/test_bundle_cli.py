@@ -231,6 +231,31 @@ def test_a_reference_that_is_no_number_is_too_far_and_still_json(cgcnn: Path, tm
     assert not row["ok"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("cgcnn", "network/inputs/frac", None),
+        ("con_cdvae", "decoder/inputs/latent", None),
+        ("con_cdvae", "decoder/inputs/level", np.zeros(1, np.int32)),
+        ("con_cdvae", "priors/default/network/inputs/step", None),
+        ("con_cdvae", "priors/default/network/inputs/step", np.zeros(0, np.int32)),
+        ("con_cdvae", "priors/default/network/inputs/terms", None),
+    ],
+)
+def test_a_reference_that_lacks_something_is_told(
+    kind: str, name: str, value: np.ndarray | None, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    def spoil(arrays: dict[str, np.ndarray]) -> None:
+        if value is None:
+            del arrays[name]
+        else:
+            arrays[name] = value
+
+    place, last = altered(request.getfixturevalue(kind), tmp_path / "altered", spoil), name.rpartition("/")[2]
+    says = f"lacks the input {last}" if value is None else f"`{last}` must have shape"
+    assert says in refused("verify", place, "--threads=1")
+
+
 def test_a_changed_file_is_an_error(cgcnn: Path, tmp_path: Path) -> None:
     shutil.copytree(cgcnn, tmp_path / "changed")
     with (tmp_path / "changed" / REFERENCE).open("ab") as file:
