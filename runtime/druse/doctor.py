@@ -144,7 +144,7 @@ def _try_backend(name: str, packages: dict[str, str], timeout: float) -> Backend
     needs = _NEEDS.get(name, ())
     if needs and not any(package in packages for package in needs):
         return Backend(name, "not installed", f"pip install 'druse[{_EXTRAS[name]}]'")
-    command = [sys.executable, "-m", "druse._probes", name]
+    command = [sys.executable, "-P", "-m", "druse._probes", name]  # no module of the folder that this is called in
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:

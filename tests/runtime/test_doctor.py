@@ -55,6 +55,15 @@ def test_json_is_what_the_library_reports() -> None:
     }
 
 
+def test_nothing_of_the_folder_that_it_is_called_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxruntime", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name} was run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    states = {backend.name: backend.state for backend in examine().backends}
+    assert states["ort-cpu"] == "works"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["json.py", "onnxruntime.py"]
+
+
 def test_two_onnxruntime_wheels_are_a_problem_with_a_cure(tmp_path: Path) -> None:
     install(tmp_path, "onnxruntime-gpu")
     result = run_doctor(packages=tmp_path)
