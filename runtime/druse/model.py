@@ -11,6 +11,7 @@ s_theta                ``Model.score``: the decoder at a noise level
 =====================  ======================================================================
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ class Model:
         self.bundle, self.backend, self._others = bundle, backend, others
         self.manifest = bundle.con_cdvae
         _check_signatures(self.manifest, bundle.name)
+        self._loading = threading.Lock()  # what is loaded at its first use is loaded once, whoever comes first
         self._runners: dict[str, Runner] = {}
         self._fused: dict[str, ResidualMLP] = {}
         self._gemnet: _gemnet.GemNetT | None = None
@@ -119,15 +121,16 @@ class Model:
 
     def runner(self, role: str) -> Runner:
         """A network by its role (see `ConCDVAEManifest.networks`), loaded at its first use."""
-        if role not in self._runners:
-            networks = self.manifest.networks
-            if role not in networks:
-                raise InputError(f"{self.bundle.name} has no network {role!r}; it has {', '.join(networks)}")
-            large = (role == "decoder" or role.endswith("/network")) and self.backend.device is None
-            precision = self.backend.precision if large else "fp32"
-            content = self.bundle.read(self._file(role, networks[role], precision))
-            self._runners[role] = self.backend.load(content, networks[role], precision)
-        return self._runners[role]
+        with self._loading:
+            if role not in self._runners:
+                networks = self.manifest.networks
+                if role not in networks:
+                    raise InputError(f"{self.bundle.name} has no network {role!r}; it has {', '.join(networks)}")
+                large = (role == "decoder" or role.endswith("/network")) and self.backend.device is None
+                precision = self.backend.precision if large else "fp32"
+                content = self.bundle.read(self._file(role, networks[role], precision))
+                self._runners[role] = self.backend.load(content, networks[role], precision)
+            return self._runners[role]
 
     def _file(self, role: str, network: Network, precision: str) -> str:
         """The one that states a precision, where the backend wants that."""
@@ -144,12 +147,15 @@ class Model:
     def devices(self) -> Devices | None:
         """The score network on the backend's devices; None where it has none."""
         backend = self.backend
-        if self._devices is None and isinstance(backend, ResidentBackend) and backend.device is not None:
-            network, precision = self.manifest.decoder, backend.precision
-            content, all_ = self.bundle.read(self._file("decoder", network, precision)), (backend, *self._others)
-            residents = [Resident(one, content, network, precision, self.manifest) for one in all_]
-            self._devices = Devices(residents, self.manifest, min(one.memory for one in all_))
-        return self._devices
+        if not isinstance(backend, ResidentBackend) or backend.device is None:
+            return None
+        with self._loading:
+            if self._devices is None:
+                network, precision = self.manifest.decoder, backend.precision
+                content, all_ = self.bundle.read(self._file("decoder", network, precision)), (backend, *self._others)
+                residents = [Resident(one, content, network, precision, self.manifest) for one in all_]
+                self._devices = Devices(residents, self.manifest, min(one.memory for one in all_))
+            return self._devices
 
     @property
     def resident(self) -> Resident | None:
@@ -267,9 +273,17 @@ class Model:
         ids: CrystalIds = as_array("crystal_ids", crystal_ids, np.uint64, len(z_))
         fused = self._fused_prior(prior)
         if fused is not None:
-            return fused.denoise(
-                z_, terms_, steps, schedule, seed=seed, crystal_ids=ids, n_threads=self.backend.workers
-            )
+            n_threads, found = self.backend.workers, []
+            for rows in rows_in_parts(len(z_), _ROWS * n_threads):  # between them, a person can stop it
+                some = slice(rows.start, rows.stop)
+                found.append(
+                    fused.denoise(
+                        z_[some], terms_[some], steps, schedule, seed=seed, crystal_ids=ids[some], n_threads=n_threads
+                    )
+                )
+            if not found:
+                return z_.copy(), np.zeros(0, np.uint32)
+            return np.concatenate([z for z, _ in found]), np.concatenate([status for _, status in found])
         run, latents, status = self.runner(f"priors/{prior}/network"), z_.copy(), np.zeros(len(z_), np.uint32)
 
         def part(piece: range) -> None:
@@ -344,7 +358,8 @@ class Model:
         latents = self.project(z_con) if latent is None else as_array("latent", latent, np.float32, "crystals", width)
         if len(latents) != len(crystals):
             raise InputError(f"`z_con` must have one row for each of the {len(crystals)} crystals, got {len(latents)}")
-        levels = as_array("level", np.broadcast_to(np.asarray(level), len(crystals)), np.int32, len(crystals))
+        each = np.full(len(crystals), level) if np.ndim(level) == 0 else level
+        levels = as_array("level", each, np.int32, len(crystals))
         if len(levels) and not (levels.min() >= 0 and levels.max() < n_levels):
             raise InputError(f"`level` must be from 0 to {n_levels - 1}, got {levels.min()} to {levels.max()}")
         species = crystals.species
@@ -409,18 +424,20 @@ class Model:
         network = self.manifest.decoder
         if not self.backend.fused or network.formulation != _gemnet.FORMULATION:
             return None
-        if self._gemnet is None:
-            tensors = float_tensors(self.bundle.read(network.file))
-            self._gemnet = _gemnet.GemNetT(tensors, self.manifest.graph, network.file)
-        return self._gemnet
+        with self._loading:
+            if self._gemnet is None:
+                tensors = float_tensors(self.bundle.read(network.file))
+                self._gemnet = _gemnet.GemNetT(tensors, self.manifest.graph, network.file)
+            return self._gemnet
 
     def _fused_prior(self, name: str) -> ResidualMLP | None:
         network = self._prior(name).network
         if not self.backend.fused or network.formulation != FORMULATION:
             return None
-        if name not in self._fused:
-            self._fused[name] = ResidualMLP(float_tensors(self.bundle.read(network.file)), network.file)
-        return self._fused[name]
+        with self._loading:
+            if name not in self._fused:
+                self._fused[name] = ResidualMLP(float_tensors(self.bundle.read(network.file)), network.file)
+            return self._fused[name]
 
     def _run(self, role: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """A network on rows, in pieces side by side."""
@@ -492,9 +509,9 @@ def _row(tensor: Tensor) -> tuple[int | str, ...]:
 _ROWS = 512
 
 
-def rows_in_parts(n: int) -> list[range]:
-    """Rows in pieces that fit a cache."""
-    return [range(first, min(first + _ROWS, n)) for first in range(0, n, _ROWS)]
+def rows_in_parts(n: int, most: int = _ROWS) -> list[range]:
+    """Rows in pieces, that fit a cache unless something else is said."""
+    return [range(first, min(first + most, n)) for first in range(0, n, most)]
 
 
 def run_rows(

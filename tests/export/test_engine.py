@@ -3,7 +3,9 @@
 import functools
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from druse._prior import FORMULATION  # noqa: E402
 from druse.backends import open_backend  # noqa: E402
 from druse.bundle import Bundle  # noqa: E402
 from druse.graphs import EMPTY, SINGULAR  # noqa: E402
-from druse.model import Model  # noqa: E402
+from druse.model import _ROWS, Model  # noqa: E402
+from druse.schedules import ddpm_schedule  # noqa: E402
 from druse_export.bundles.reference import random_crystals  # noqa: E402
 from druse_export.models.geometry import score_geometry, score_graph  # noqa: E402
 
@@ -200,6 +203,7 @@ def test_bad_input(model: Model, crystals: Crystals, z: np.ndarray) -> None:
     terms, graph = model.prior_terms({"band_gap": 2.0}, N), _score.spec_graph(crystals, model.manifest.graph)
     for message, call in {
         r"`level` must be from 0 to 49, got 50": lambda: model.score(crystals, z, 50),
+        r"`level` must have shape \[24\], got \[3\]": lambda: model.score(crystals, z, [0, 1, 2]),
         r"one row for each of the 24 crystals, got 3": lambda: model.score(crystals, z[:3], 0),
         r"`species` must be atomic numbers from 1 to 100, got 0": lambda: model.score(
             crystals.replace(species=np.zeros(len(crystals.species), np.int32)), z, 0
@@ -279,6 +283,36 @@ def test_weights_without_columns_are_refused(folder: Path, name: str) -> None:
     weights[name] = weights[name][:, :0]
     with pytest.raises(InputError, match="weights of its formulation"):
         GemNetT(weights, bundle.con_cdvae.graph)
+
+
+def test_latents_come_in_pieces_between_which_a_person_can_stop_it(folder: Path) -> None:
+    native = opened(folder)
+    n = _ROWS + 3
+    z, ids = np.random.default_rng(5).standard_normal((n, 256)).astype(np.float32), np.arange(n, dtype=np.uint64)
+    terms, prior = native.prior_terms({"band_gap": 2.0}, n), native._fused_prior("default")
+    assert prior is not None
+    at_once, _ = prior.denoise(
+        z, terms, range(19, -1, -1), ddpm_schedule(native.manifest.priors["default"].betas), seed=3, crystal_ids=ids
+    )
+    latents, status = native.denoise(z, terms, seed=3, crystal_ids=ids)
+    assert np.array_equal(latents, at_once)
+    assert status.tolist() == [0] * n
+    assert native.denoise(z[:0], terms[:0], seed=3, crystal_ids=ids[:0])[0].shape == (0, 256)
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "ort-host"])
+def test_threads_that_come_at_once_share_what_is_loaded(folder: Path, name: str) -> None:
+    """A device that is set up twice would have two locks for one stream of work."""
+    model, together = Model.open(folder, backend=name, n_threads=1), threading.Barrier(6)
+
+    def first(_: int) -> tuple[object, ...]:
+        together.wait()
+        return model.devices, model.runner("heads"), model._fused_decoder(), model._fused_prior("default")
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(first, range(6)))
+    assert all(a is b for one in found for a, b in zip(one, found[0], strict=True))
+    assert (found[0][0] is None) == (name == "ort-cpu")
 
 
 @pytest.mark.parametrize(("way", "megabytes"), [("native", 60), ("onnx", 150)])
