@@ -153,10 +153,11 @@ def _whole(source: Any, name: str, advice: str) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
-        size = _size(source) if isinstance(source, Path) else len(source.getbuffer())
+        if isinstance(source, Path):
+            _check_file(source)
         with parquet.ParquetFile(source) as file:
             fault = next(filter(None, (group_fault(group, LIMITS) for group in _groups(file))), "")
-            if not fault and not (fault := _whole_fault(file, size)):
+            if not fault:
                 table = file.read()
                 return _arrays(table.column_names, table.columns, LIMITS)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -177,24 +178,10 @@ def group_fault(group: Any, limits: Limits) -> str:
     return ""
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; OSError for what is none, as a pipe, which nobody may ever write to."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+def _check_file(path: Path) -> None:
+    """OSError for what is no file, as a pipe, which nobody may ever write to."""
+    if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("it is not a file")
-    return found.st_size
-
-
-def _whole_fault(file: Any, size: int) -> str:
-    """Why all of a Parquet file would take more memory than it should; else empty.
-
-    A million equal numbers take a few bytes. In groups of `_ROWS`, as files of ours have, they take one in 140.
-    """
-    groups = (group.column(k) for group in _groups(file) for k in range(group.num_columns))
-    values = sum(column.num_values for column in groups)
-    if 8 * values > _FREE + 2 * LIMITS.expansion * size:
-        return f"it has {values:,} values in {size:,} bytes"
-    return ""
 
 
 def read_column_batches(path: Path, size: int, advice: str, limits: Limits) -> Iterator[dict[str, Any]]:
@@ -204,7 +191,7 @@ def read_column_batches(path: Path, size: int, advice: str, limits: Limits) -> I
     from pyarrow import parquet
 
     try:
-        _size(path)
+        _check_file(path)
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             fault = next(filter(None, (group_fault(group, limits) for group in _groups(file))), "")
             for batch in () if fault else file.iter_batches(size):
@@ -226,7 +213,7 @@ def column_names(path: Path, advice: str) -> list[str]:
     from pyarrow import parquet
 
     try:
-        _size(path)
+        _check_file(path)
         return list(parquet.read_schema(path, memory_map=False).names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, advice) from error
@@ -239,7 +226,7 @@ def read_facts(path: Path, advice: str) -> dict[str, str]:
     from pyarrow import parquet
 
     try:
-        _size(path)
+        _check_file(path)
         facts = parquet.read_schema(path, memory_map=False).metadata or {}
         return {key.decode(): text.decode() for key, text in facts.items()}
     except (pa.ArrowException, OSError, ValueError) as error:
