@@ -78,6 +78,21 @@ def test_a_finished_run_is_shown_again_by_its_folder_alone(vae_run: Path) -> Non
     assert json.loads(done.stdout)["val_coordinates"] > 0
 
 
+def test_a_refused_change_leaves_the_run_as_it_was(vae_run: Path) -> None:
+    before = (vae_run / "job.toml").read_bytes()
+    done = druse("train", "vae", "--out=vae", "--seed=7", "--set=machine.devices=1", cwd=vae_run.parent)
+    assert done.returncode == 1
+    assert "vae holds a run with other settings" in done.stderr
+    assert (vae_run / "job.toml").read_bytes() == before
+    content = (vae_run / "best.ckpt").read_bytes()
+    (vae_run / "best.ckpt").write_bytes(content[:1000])
+    done = druse("train", "weights", "vae", "--out=broken.safetensors", cwd=vae_run.parent)
+    (vae_run / "best.ckpt").write_bytes(content)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "best.ckpt cannot be read as a checkpoint" in done.stderr
+
+
 def test_prior_weights_and_latents(vae_run: Path) -> None:
     place = vae_run.parent
     done = druse("train", "prior", "--out=prior", "--model=vae", "--data=train.csv", "--validation=val.csv", *QUICK,

@@ -53,6 +53,55 @@ def test_it_learns(tmp_path: Path) -> None:
     assert not model.training
 
 
+class Crash(lightning.Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        if trainer.global_step == self.at:
+            raise KeyError("crash")
+
+
+def test_a_resumed_plateau_falls_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    changes = {"epochs": 7, "steps_per_epoch": 2, "learning_rate": 0.2, "ema": 0.0, "plateau_patience": 0}
+    settings = msgspec.structs.replace(VAE, **changes)
+    undisturbed = train(tmp_path / "whole", settings=settings)
+    rates = metrics(tmp_path / "whole", "lr")
+    assert rates[-1] < rates[0]
+    tables = rock_salts(40, 0), rock_salts(12, 1)
+    for step in (3, 5, 7, 9, 11):  # so that each epoch's rate is decided in a run that is stopped
+        with pytest.raises(KeyError, match="crash"):
+            train_vae(settings, *tables, tmp_path / "cut", callbacks=[Crash(step)], progress=False, machine=CPU)
+    resumed = train(tmp_path / "cut", settings=settings)
+    assert metrics(tmp_path / "cut", "lr") == rates
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_that_lost_its_patience_stays_where_it_ended(tmp_path: Path) -> None:
+    stuck = msgspec.structs.replace(VAE, epochs=9, steps_per_epoch=1, learning_rate=0.2, patience=1, ema=0.0)
+    ended = train(tmp_path, settings=stuck)
+    n_epochs, last = len(metrics(tmp_path, "val_loss")), (tmp_path / "last.ckpt").read_bytes()
+    assert n_epochs < 9
+    again = train(tmp_path, settings=stuck)
+    assert len(metrics(tmp_path, "val_loss")) == n_epochs
+    assert (tmp_path / "last.ckpt").read_bytes() == last
+    assert torch.equal(ended.mu.weight, again.mu.weight)
+
+
+def test_checkpoints_are_written_beside_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On their way through the temporary folder they could be cut, where that is on another file system."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    settings = msgspec.structs.replace(VAE, epochs=1)
+    train(tmp_path / "run", settings=settings)
+    assert {path.suffix for path in (tmp_path / "run").iterdir() if path.is_file()} == {".ckpt", ".csv", ".json"}
+    for name in ("last.ckpt", "best.ckpt"):
+        content = (tmp_path / "run" / name).read_bytes()
+        (tmp_path / "run" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="last.ckpt cannot be read as a checkpoint"):
+        train(tmp_path / "run", settings=settings)
+
+
 @pytest.mark.parametrize("die_at", [3, 10])  # before the first checkpoint, and within the second epoch
 def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path, die_at: int) -> None:
     undisturbed = train(tmp_path / "whole")

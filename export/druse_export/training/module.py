@@ -4,6 +4,7 @@ import contextlib
 import csv
 import math
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ import msgspec
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from druse._files import whole_file
 from druse.errors import InputError
@@ -71,7 +74,7 @@ class TrainingModule(lightning.LightningModule):
         if settings.schedule == "constant":
             return optimizer
         if settings.schedule == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            plateau = ReduceLROnPlateau(
                 optimizer,
                 factor=settings.plateau_factor,
                 patience=settings.plateau_patience,
@@ -89,6 +92,23 @@ class TrainingModule(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """A run that had lost its patience stays where it ended; Lightning would go on for an epoch each time."""
+        stopping: Any = self.trainer.early_stopping_callback
+        if stopping is not None and stopping.stopping_reason_message is not None:
+            self.trainer.should_stop = True
+
+    def on_train_epoch_end(self) -> None:
+        """Moves a plateau's rate, before the checkpoint: Lightning does it after, and never for a resumed epoch."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(self.trainer.callback_metrics["val_loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """What Lightning calls to move the rate."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
 
 class Metrics(Callback):
@@ -146,6 +166,37 @@ class Termination(Callback):
             os.kill(os.getpid(), number)
 
         signal.signal(signal.SIGTERM, end)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all; Lightning's are copied from the temporary folder of the machine."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes beside the file, then renames."""
+        del storage_options
+        with whole_file(Path(path), "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Reads tensors and plain values.
+
+        Raises:
+            InputError: the file is damaged, or holds anything else.
+        """
+        with readable(Path(path)):
+            return super().load_checkpoint(path, *arguments, **options)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what PyTorch raises at a checkpoint that it cannot read into an `InputError`."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:200]}); put a copy in its place, or "
+            "begin again in another folder"
+        ) from error
 
 
 class Bar(RichProgressBar):
@@ -215,6 +266,7 @@ def fit(
         gradient_clip_algorithm="value",
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[*own, *callbacks],
+        plugins=[WholeCheckpoints()],
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -20,6 +20,7 @@ from druse_export.models.prior import Prior
 from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest
 from druse_export.training.cgcnn import train_cgcnn
 from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
+from druse_export.training.module import claim, readable
 from druse_export.training.prior import train_prior
 from druse_export.training.properties import with_classes
 from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
@@ -63,6 +64,7 @@ def run(
     options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(settings, VAESettings):
+        claim(folder, settings)
         store(job, folder)
         train_vae(settings, *tables, folder, **options)
     elif isinstance(settings, PriorSettings):
@@ -72,9 +74,11 @@ def run(
                 f"{weights} is not the model whose latents this prior was begun on; give that one, or another folder"
             )
         settings = msgspec.structs.replace(settings, model=tensors_digest(weights))
+        claim(folder, settings)
         store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
         train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
     else:
+        claim(folder, settings)
         store(job, folder)
         train_cgcnn(settings, *tables, folder, **options)
     return keep_weights(folder) if getattr(rank_zero_only, "rank", 0) == 0 else folder / WEIGHTS
@@ -138,7 +142,8 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     path = folder / checkpoint
     if not path.is_file():
         raise InputError(f"{folder} has no {checkpoint} yet; let it train for an epoch")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with readable(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     prefix = "averaged.model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     model = _untrained(settings)
