@@ -98,7 +98,7 @@ def test_checkpoints_are_written_beside_their_place(tmp_path: Path, monkeypatch:
     for name in ("last.ckpt", "best.ckpt"):
         content = (tmp_path / "run" / name).read_bytes()
         (tmp_path / "run" / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="last.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be read as a checkpoint"):
         train(tmp_path / "run", settings=settings)
 
 
