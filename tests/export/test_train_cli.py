@@ -47,6 +47,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     write_csv(folder / "train.csv", rock_salts(40, 0))
     write_csv(folder / "val.csv", rock_salts(12, 1))
+    gaps = rock_salts(12, 1)
+    gaps.properties["energy"][3:7] = float("nan")
+    write_csv(folder / "gaps.csv", gaps)
     return folder
 
 
@@ -104,6 +107,10 @@ def test_prior_weights_and_latents(vae_run: Path) -> None:
     some = druse("train", "prior", "--out=some", "--model=vae", "--data=train.csv", "--conditions=energy, n_atom",
                  "--show", cwd=place)  # fmt: skip
     assert 'name = "n_atom"' in some.stdout, some.stderr
+    show = druse("train", "prior", "--out=gaps", "--model=vae", "--data=train.csv", "--validation=gaps.csv", "--show",
+                 cwd=place)  # fmt: skip
+    assert "12" not in show.stdout.splitlines()[-1]
+    assert "8 to validate on (0 rows skipped; left out: 4 without energy)" in show.stdout, show.stderr
     other = druse("train", "weights", "vae", "--out=last.safetensors", "--last", cwd=place)
     assert other.returncode == 0, other.stderr
     latents = druse("train", "latents", "vae", "val.csv", "--out=z.parquet", "--json", cwd=place)
@@ -194,6 +201,11 @@ def test_asked_to_end_it_ends(place: Path, n_devices: int) -> None:
         (["vae", "--out=new", "--data=train.csv", "--condition=energy", "--set=settings.epoch=3"], "epoch"),
         (["vae", "--out=new", "--data=train.csv", "--condition=energy", "--precision=fp8"], "precision"),
         (["vae", "--out=new", "--data=train.csv"], "conditions"),
+        (["vae", "--out=new", "--data=train.csv", "--set=data.train=3"], "`data` must be a table with names of files"),
+        (["vae", "--out=new", "--data=train.csv", "--set=settings=3"], "`settings` must be a table of settings"),
+        (["vae", "--out=new", "--data=train.csv", '--set=settings.model.conditions=[{name="x"}]'], "missing required"),
+        (["vae", "--out=new", "--data=train.csv", "--condition=energy=0:1:1e-9"], "give a coarser spacing"),
+        (["vae", "--out=new", "--data=train.csv", "--condition=energy=3"], "'energy' must have whole numbers"),
         (["prior", "--out=new", "--model=nowhere", "--data=train.csv"], "nowhere does not exist"),
         (["cgcnn", "--out=new", "--data=train.csv", "--property=gap"], "no property 'gap'"),
         (["weights", "nowhere"], "nowhere holds no run"),

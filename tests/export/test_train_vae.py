@@ -1,6 +1,7 @@
 """Step one and step two of training: they learn, resume after a kill to the bit, and run on several devices."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch")
@@ -145,6 +147,19 @@ def test_the_ablation_leaves_the_predictor_as_it_was(tmp_path: Path) -> None:
     assert not torch.equal(trained.mu.weight, again.mu.weight)
 
 
+def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
+    one, both = rock_salts(1, 0), rock_salts(12, 1)
+    with pytest.raises(InputError, match="a batch must have 2 crystals or more, .* got 1 crystals"):
+        train_vae(VAE, one, both, tmp_path / "one", progress=False, machine=CPU)
+    cubic = rock_salts(40, 0)
+    lengths = cubic.properties["energy"][:, None, None]
+    cubic = dataclasses.replace(cubic, crystals=cubic.crystals.replace(cells=np.eye(3) * lengths))
+    settings = msgspec.structs.replace(VAE, epochs=1, steps_per_epoch=1)
+    model = train_vae(settings, cubic, both, tmp_path / "cubic", progress=False, machine=CPU)
+    assert model.heads.lattice_std[3:].tolist() == pytest.approx([1e-3] * 3)  # every angle of perovskites is 90 degrees
+    assert np.isfinite(metrics(tmp_path / "cubic", "train_lattice")).all()
+
+
 def test_early_stopping_and_schedules(tmp_path: Path) -> None:
     stuck = msgspec.structs.replace(VAE, epochs=9, steps_per_epoch=1, learning_rate=1.0, patience=1, ema=0.0)
     train(tmp_path / "stuck", settings=stuck)
@@ -229,6 +244,7 @@ def test_latents_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         (Settings, {"ema": 1.0}),
         (Settings, {"learning_rate": 0.0}),
         (Settings, {"seed": -1}),
+        (Settings, {"plateau_factor": 1.0}),
         (Machine, {"devices": 0}),
         (Machine, {"workers": -1}),
     ],

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import lightning
 import msgspec
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -44,6 +45,16 @@ class TrainingModule(lightning.LightningModule):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.settings.seed + 1_000_003 * step + self.global_rank)
             yield
+
+    def require_finite(self, loss: Tensor, terms: Mapping[str, Tensor] | None = None) -> None:
+        """Refuse to go on from a loss that is none; the checkpoint before is untouched.
+
+        Raises:
+            InputError: gives the terms.
+        """
+        if not torch.isfinite(loss):
+            shown = ", ".join(f"{name} {float(value):.3g}" for name, value in (terms or {"loss": loss}).items())
+            raise InputError(f"the loss is not finite at step {self.global_step} ({shown}); try a lower learning rate")
 
     def on_train_batch_end(self, *_arguments: Any) -> None:
         """Moves the averaged weights."""
@@ -255,13 +266,9 @@ def fit(
         own.append(Bar())
     if settings.patience:
         own.append(EarlyStopping("val_loss", patience=settings.patience))
-    accelerator: Any = machine.accelerator
-    trainer = lightning.Trainer(
+    trainer = _trainer(
+        machine,
         max_epochs=settings.epochs,
-        accelerator=accelerator,
-        devices=machine.devices,
-        strategy="ddp" if machine.devices > 1 else "auto",
-        precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         gradient_clip_val=settings.clip or None,
         gradient_clip_algorithm="value",
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
@@ -278,6 +285,23 @@ def fit(
     with _products(machine.precision):
         trainer.fit(module, training, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
     return module
+
+
+def _trainer(machine: Machine, **options: Any) -> lightning.Trainer:
+    accelerator: Any = machine.accelerator
+    try:
+        return lightning.Trainer(
+            accelerator=accelerator,
+            devices=machine.devices,
+            strategy="ddp" if machine.devices > 1 else "auto",
+            precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise InputError(
+            f"this machine cannot train as asked ({str(error).splitlines()[0].strip()}); change machine.accelerator or "
+            "machine.devices"
+        ) from error
 
 
 @contextlib.contextmanager

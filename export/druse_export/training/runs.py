@@ -17,7 +17,8 @@ from druse_export.data import CrystalTable, load_table, split_table
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
-from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest
+from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest, vae_config
+from druse_export.training import batches, cgcnn
 from druse_export.training.cgcnn import train_cgcnn
 from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
 from druse_export.training.module import claim, readable
@@ -45,6 +46,22 @@ def load_tables(data: Data, *, cache: Path | None = None, progress: Callable[[in
         return train, read(data.validation)
     parts = split_table(train, data.split_seed)
     return parts[0], parts[1]
+
+
+def left_out(job: Job[Any], table: CrystalTable) -> dict[str, int]:
+    """How many crystals of a table a job does not use, by reason.
+
+    Raises:
+        InputError: the table lacks a property altogether.
+    """
+    settings = job.settings
+    if isinstance(settings, CGCNNSettings):
+        wrong = cgcnn.left_out(table, settings.property)
+    elif isinstance(settings, PriorSettings):
+        wrong = batches.left_out(table, settings.prior.conditions, vae_config(weights_of(Path(job.data.weights))))
+    else:
+        wrong = batches.left_out(table, (*settings.model.conditions, *settings.model.predicted), settings.model)
+    return {reason: int(mask.sum()) for reason, mask in wrong.items() if mask.any()}
 
 
 def run(
@@ -180,7 +197,7 @@ def conditions_of(weights: Path, wanted: str) -> list[str]:
         wanted: ``default`` for the model's own conditions, ``full`` for the released full prior's, or names with
             commas between them.
     """
-    config = read_vae_weights(weights)[0].config
+    config = vae_config(weights)
     given = {"default": msgspec.to_builtins(config.conditions), "full": "full"}
     conditions = given.get(wanted, [name.strip() for name in wanted.split(",")])
     return [f"settings.prior.latent={config.latent}", f"settings.prior.conditions={_inline(conditions)}"]
