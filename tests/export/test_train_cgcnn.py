@@ -103,7 +103,7 @@ def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
     refused(same, held, r"'energy' has the one value 2\.5 in the training data")
     refused(table, held.select(np.zeros(5, bool)), "no crystal of the data has a value of 'energy'")
     wild = msgspec.structs.replace(SETTINGS, learning_rate=1e30)
-    with pytest.raises(InputError, match="the loss is not finite at step [1-9]"):
+    with pytest.raises(InputError, match=r"the loss is not finite at step [1-9]"):
         train_cgcnn(wild, table, held, tmp_path / "wild", progress=False, machine=CPU)
     species = held.crystals.species.copy()
     species[[0, 3]] = 100, 101  # the last element with features, and one without

@@ -149,7 +149,7 @@ def test_the_ablation_leaves_the_predictor_as_it_was(tmp_path: Path) -> None:
 
 def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
     one, both = rock_salts(1, 0), rock_salts(12, 1)
-    with pytest.raises(InputError, match="a batch must have 2 crystals or more, .* got 1 crystals"):
+    with pytest.raises(InputError, match=r"a batch must have 2 crystals or more, .* got 1 crystals"):
         train_vae(VAE, one, both, tmp_path / "one", progress=False, machine=CPU)
     cubic = rock_salts(40, 0)
     lengths = cubic.properties["energy"][:, None, None]
