@@ -4,7 +4,6 @@ import contextlib
 import csv
 import math
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,10 +202,13 @@ def readable(path: Path) -> Iterator[None]:
     """Turns what PyTorch raises at a checkpoint that it cannot read into an `InputError`."""
     try:
         yield
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged stream makes PyTorch's unpickler stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:200]}); put a copy in its place, or "
-            "begin again in another folder"
+            f"{path} cannot be read as a checkpoint ({reason[:200]}); put a copy in its place, or begin again in "
+            "another folder"
         ) from error
 
 
