@@ -111,6 +111,13 @@ def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
     assert len(Batches(heavy, SETTINGS, CGCNNConfig())) == 4
 
 
+def test_a_class_begins_above_the_threshold() -> None:
+    table = rock_salts(4, 0)
+    table.properties["energy"][:] = 0.0, 0.0, 0.1, np.nan  # most crystals have a gap of exactly 0
+    settings = CGCNNSettings(property="energy", task="classification", threshold=0.0)
+    assert Batches(table, settings, CGCNNConfig()).targets.tolist() == [0, 0, 1]
+
+
 def test_classes_and_bad_settings(tmp_path: Path) -> None:
     settings = CGCNNSettings(property="energy", task="classification", threshold=5.5, epochs=1, batch_size=16)
     model = train_cgcnn(settings, rock_salts(40, 0), rock_salts(10, 1), tmp_path, progress=False, machine=CPU)

@@ -217,6 +217,7 @@ def test_errors_are_one_sentence(place: Path, arguments: list[str], message: str
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
+    assert not (place / "new" / "job.toml").exists()  # another try can have other settings
 
 
 def test_a_job_survives_toml(place: Path) -> None:

@@ -121,7 +121,7 @@ def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path, die_at:
 
 
 def test_the_last_state_is_kept_when_validation_gets_no_better(tmp_path: Path) -> None:
-    train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=4, steps_per_epoch=1, learning_rate=0.2, ema=0.0))
+    train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=4, steps_per_epoch=1, learning_rate=0.05, ema=0.0))
     losses, steps = metrics(tmp_path, "val_loss"), metrics(tmp_path, "step")
     best = losses.index(min(losses))
     assert best < 3
@@ -149,6 +149,12 @@ def test_the_ablation_leaves_the_predictor_as_it_was(tmp_path: Path) -> None:
 
 def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
     one, both = rock_salts(1, 0), rock_salts(12, 1)
+    encoder = msgspec.structs.replace(SMALL.encoder, latent=8)
+    with pytest.raises(InputError, match="`latent` of model and encoder must be the same, got 16 and 8"):
+        train(
+            tmp_path / "latent",
+            settings=msgspec.structs.replace(VAE, model=msgspec.structs.replace(SMALL, encoder=encoder)),
+        )
     with pytest.raises(InputError, match=r"a batch must have 2 crystals or more, .* got 1 crystals"):
         train_vae(VAE, one, both, tmp_path / "one", progress=False, machine=CPU)
     cubic = rock_salts(40, 0)
@@ -167,6 +173,28 @@ def test_early_stopping_and_schedules(tmp_path: Path) -> None:
     for schedule in ("cosine", "constant"):
         settings = msgspec.structs.replace(VAE, schedule=schedule, warmup_steps=4, epochs=1)
         train(tmp_path / schedule, settings=settings)
+
+
+class LargestGradient(lightning.Callback):
+    """Before and after it is clipped."""
+
+    def on_before_optimizer_step(self, _trainer: object, module: lightning.LightningModule, *_: object) -> None:
+        self.before = largest_gradient(module)
+
+    def on_train_batch_end(self, _trainer: object, module: lightning.LightningModule, *_: object) -> None:
+        self.after = largest_gradient(module)
+
+
+def largest_gradient(module: lightning.LightningModule) -> float:
+    return max((float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None), default=0.0)
+
+
+def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(VAE, epochs=1, steps_per_epoch=1, clip=0.03)
+    seen = LargestGradient()
+    train_vae(settings, rock_salts(40, 0), rock_salts(12, 1), tmp_path, callbacks=[seen], progress=False, machine=CPU)
+    assert seen.before > 0.03
+    assert seen.after == pytest.approx(0.03)
 
 
 def test_bf16_runs(tmp_path: Path) -> None:

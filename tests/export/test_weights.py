@@ -71,7 +71,7 @@ ENERGY = ScalarProperty("energy", 0.0, 1.0, 0.1)
     ("kind", "changes", "message"),
     [
         (ConCDVAEConfig, {"conditions": (), "predicted": ()}, "`conditions` must name one property or more"),
-        (ConCDVAEConfig, {"latent": 128}, "`latent` of model, encoder and decoder must be the same"),
+        (ConCDVAEConfig, {"latent": 128}, "`latent` of model and decoder must be the same"),
         (ConCDVAEConfig, {"n_levels": 0}, "`n_levels` must be 1 to"),
         (ConCDVAEConfig, {"sigma_last": 0.0}, "noise levels must be above 0"),
         (PriorConfig, {"time": 2}, "`time` must be an even number from 4 up, got 2"),

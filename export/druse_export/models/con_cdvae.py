@@ -52,10 +52,9 @@ class ConCDVAEConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             check_sizes(part)
         if not self.conditions:
             raise InputError("`conditions` must name one property or more")
-        if not self.latent == self.encoder.latent == self.decoder.latent:
+        if self.latent != self.decoder.latent:
             raise InputError(
-                f"`latent` of model, encoder and decoder must be the same, got {self.latent}, {self.encoder.latent} "
-                f"and {self.decoder.latent}"
+                f"`latent` of model and decoder must be the same, got {self.latent} and {self.decoder.latent}"
             )
         sigmas = (self.sigma_first, self.sigma_last, self.type_sigma_first, self.type_sigma_last)
         if not (min(sigmas) > 0 and max(sigmas) < math.inf):

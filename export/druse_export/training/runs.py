@@ -78,26 +78,30 @@ def run(
         InputError: the folder holds a run with other settings, or data or settings cannot be used.
     """
     settings = job.settings
-    options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(settings, VAESettings):
-        claim(folder, settings)
-        store(job, folder)
-        train_vae(settings, *tables, folder, **options)
-    elif isinstance(settings, PriorSettings):
+    new = not (folder / "settings.json").is_file()
+    if isinstance(settings, PriorSettings):
         weights = weights_of(Path(job.data.weights))
         if settings.model and settings.model != tensors_digest(weights):
             raise InputError(
                 f"{weights} is not the model whose latents this prior was begun on; give that one, or another folder"
             )
         settings = msgspec.structs.replace(settings, model=tensors_digest(weights))
-        claim(folder, settings)
-        store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
-        train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
-    else:
-        claim(folder, settings)
-        store(job, folder)
-        train_cgcnn(settings, *tables, folder, **options)
+    claim(folder, settings)
+    store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
+    options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
+    try:
+        if isinstance(settings, VAESettings):
+            train_vae(settings, *tables, folder, **options)
+        elif isinstance(settings, PriorSettings):
+            train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
+        else:
+            train_cgcnn(settings, *tables, folder, **options)
+    except InputError:
+        if new and not any(folder.glob("*.ckpt")):  # nothing was begun that other settings could spoil
+            for name in ("settings.json", "job.toml"):
+                (folder / name).unlink(missing_ok=True)
+        raise
     return keep_weights(folder) if getattr(rank_zero_only, "rank", 0) == 0 else folder / WEIGHTS
 
 

@@ -32,6 +32,10 @@ def train_vae(
     properties = tuple({spec.name: spec for spec in (*config.conditions, *config.predicted)}.values())
     batches, held = (CrystalBatches(table, properties, config) for table in (train, validation))
 
+    if config.encoder.latent != config.latent:
+        raise InputError(
+            f"`latent` of model and encoder must be the same, got {config.latent} and {config.encoder.latent}"
+        )
     if min(len(batches), settings.batch_size) < 2:
         raise InputError(
             f"a batch must have 2 crystals or more, for their normalisation, got {len(batches):,} crystals of training "
