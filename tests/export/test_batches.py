@@ -1,5 +1,8 @@
 """The order of a run's batches, properties as tensors, and the moving average."""
 
+import dataclasses
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,8 +17,17 @@ from druse import InputError  # noqa: E402
 from druse.conditions import ClassProperty, CompositionProperty, ScalarProperty  # noqa: E402
 from druse.elements import element_features  # noqa: E402
 from druse_export.training.average import Average  # noqa: E402
-from druse_export.training.batches import CrystalBatches, InOrder, Stream, property_values, usable  # noqa: E402
+from druse_export.training.batches import (  # noqa: E402
+    CrystalBatches,
+    InOrder,
+    Stream,
+    left_out,
+    loaders,
+    property_values,
+    usable,
+)
 from druse_export.training.properties import FULL, KNOWN, resolve  # noqa: E402
+from druse_export.training.settings import Settings  # noqa: E402
 
 
 @given(
@@ -46,9 +58,10 @@ def test_devices_share_a_stream_that_epochs_cut_anywhere(
 
 @given(size=st.integers(1, 50), batch=st.integers(1, 20), world=st.integers(1, 4))
 def test_validation_sees_every_crystal_once(size: int, batch: int, world: int) -> None:
+    size = max(size, world)
     orders = [InOrder(size, batch, rank=rank, world=world) for rank in range(world)]
     assert sorted(i for order in orders for indices in order for i in indices) == list(range(size))
-    assert all(len(list(order)) == len(order) for order in orders)
+    assert all(len(list(order)) == len(order) > 0 for order in orders)
 
 
 def test_values_of_scalars_classes_and_compositions() -> None:
@@ -65,11 +78,33 @@ def test_crystals_without_a_property_are_left_out() -> None:
     table = rock_salts(6, 0)
     table.properties["energy"][2] = np.nan
     table.properties["parity"][4] = 2
-    assert usable(table, (ENERGY, PARITY), 4).ids == ("0", "1", "3", "5")
+    assert usable(table, (ENERGY, PARITY), SMALL).ids == ("0", "1", "3", "5")
+    counts = {reason: mask.nonzero()[0].tolist() for reason, mask in left_out(table, (ENERGY, PARITY), SMALL).items()}
+    assert counts == {"without energy": [2], "of no class of parity": [4]}
+    table.properties["parity"][3] = 0.5
+    with pytest.raises(InputError, match=r"class property 'parity' must have whole numbers, got 0\.5"):
+        usable(table, (PARITY,), SMALL)
     with pytest.raises(InputError, match="no property 'gap'; it has energy, parity"):
-        usable(table, (ScalarProperty("gap", 0.0, 1.0, 0.1),), 4)
+        usable(table, (ScalarProperty("gap", 0.0, 1.0, 0.1),), SMALL)
     with pytest.raises(InputError, match="no crystal of at most 1 atoms"):
-        usable(table, (ENERGY,), 1)
+        usable(table, (ENERGY,), msgspec.structs.replace(SMALL, max_atoms=1))
+
+
+def test_elements_that_no_network_has_are_left_out() -> None:
+    table = rock_salts(6, 0)
+    species = table.crystals.species.copy()
+    species[[3, 8]] = 94, 95  # the encoder's table has 95 rows, of which row 0 is no element's
+    table = dataclasses.replace(table, crystals=table.crystals.replace(species=species))
+    assert usable(table, (ENERGY,), SMALL).ids == ("0", "1", "2", "3", "5")
+    wide = msgspec.structs.replace(SMALL, encoder=msgspec.structs.replace(SMALL.encoder, n_elements=119))
+    species[8] = 101
+    assert list(left_out(table, (ENERGY,), wide)) == ["with elements beyond number 100"]
+
+
+def test_devices_without_validation_data_are_refused() -> None:
+    trained, held = (CrystalBatches(rock_salts(n, 0), (ENERGY,), SMALL) for n in (9, 2))
+    with pytest.raises(InputError, match="3 devices need 3 crystals of validation data or more, got 2"):
+        loaders(trained, held, Settings(), rank=0, world=3)
 
 
 def test_a_batch_does_not_depend_on_its_neighbours() -> None:

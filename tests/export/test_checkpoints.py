@@ -1,9 +1,12 @@
 """Checkpoints are data: what would run code is refused by name, and runs nothing."""
 
 import pickle
+import random
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="checkpoints are PyTorch's")
@@ -52,6 +55,28 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
     broken.write_bytes(b"PK\x03\x04 and then nothing of use")
     with pytest.raises(InputError, match=r"broken\.ckpt"):
         read_checkpoint(broken)
+
+
+def test_a_damaged_stream_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    torch.save(
+        {"a": np.float64(1.5), "b": np.float32(2.5), "w": torch.zeros(2), "c": [1, (2, "x")]}, tmp_path / "a.ckpt"
+    )
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    rng, name = random.Random(0), next(name for name in parts if name.endswith("data.pkl"))
+    refused = 0
+    for _ in range(400):
+        stream = bytearray(parts[name])
+        for _ in range(rng.choice([1, 2, 5])):
+            stream[rng.randrange(len(stream))] = rng.randrange(256)
+        with zipfile.ZipFile(tmp_path / "b.ckpt", "w") as archive:
+            for part, content in parts.items():
+                archive.writestr(part, bytes(stream) if part == name else content)
+        try:
+            read_checkpoint(tmp_path / "b.ckpt")
+        except InputError:
+            refused += 1
+    assert refused > 200
 
 
 def test_configuration_becomes_plain(shared: Path) -> None:

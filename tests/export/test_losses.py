@@ -12,8 +12,9 @@ pytest.importorskip("lightning", reason="training needs Lightning")
 
 from training_data import SMALL, rock_salts  # noqa: E402
 
+from druse.conditions import ClassProperty, ScalarProperty  # noqa: E402
 from druse.lattice import cells_from_parameters  # noqa: E402
-from druse_export.models.con_cdvae import ConCDVAE  # noqa: E402
+from druse_export.models.con_cdvae import ConCDVAE, Predictor  # noqa: E402
 from druse_export.models.gemnet import Scale  # noqa: E402
 from druse_export.training.batches import CrystalBatches  # noqa: E402
 from druse_export.training.losses import (  # noqa: E402
@@ -150,6 +151,31 @@ def test_noise_moves_atoms_by_sigma_and_the_target_leads_back(model: ConCDVAE, b
     assert (
         float(far.difference.norm(dim=1).max()) < 7.0 * 3**0.5 / 2 + 1e-3
     )  # never further than half the cell's diagonal
+
+
+def test_the_target_is_in_the_true_cell_whatever_cell_the_decoder_sees(
+    model: ConCDVAE, batches: CrystalBatches
+) -> None:
+    batch, level = batches[list(range(8))], torch.full((8,), 6)
+    seen = noisy_crystals(model, batch, torch.zeros(8, 100), batch.cells * 1.5, level, draws())
+    true = noisy_crystals(model, batch, torch.zeros(8, 100), batch.cells, level, draws())
+    # the same Cartesian noise is two thirds of it in fractions of the larger cell, which the true cell gives a length
+    small = true.difference.norm(dim=1) < 1.0  # no other image is nearer
+    assert small.sum() > 8
+    torch.testing.assert_close(seen.difference[small], true.difference[small] / 1.5, atol=1e-5, rtol=1e-5)
+
+
+def test_the_predictor_learns_values_on_the_scale_of_their_range() -> None:
+    torch.manual_seed(0)
+    gap, parity = ScalarProperty("gap", -2.0, 6.0, 0.5), ClassProperty("parity", 2)
+    predictor = Predictor((gap, parity), 4, 8).eval()
+    z, values = torch.randn(5, 4), {"gap": torch.tensor([-2.0, 0.0, 2.0, 6.0, 1.0]), "parity": torch.ones(5)}
+    outputs, losses = predictor(z), predictor.losses(z, values)
+    scaled = torch.tensor([0.0, 0.25, 0.5, 1.0, 0.375])
+    torch.testing.assert_close(losses["gap"], ((outputs["gap"] - scaled) ** 2).mean())
+    torch.testing.assert_close(losses["parity"], -torch.log_softmax(outputs["parity"], 1)[:, 1].mean())
+    predictor.train().losses(z, values)  # one evaluation a step: its statistics move once
+    assert int(predictor.state_dict()["heads.0.1.num_batches_tracked"]) == 1
 
 
 def test_decoder_does_not_teach_the_encoder(model: ConCDVAE, batches: CrystalBatches) -> None:

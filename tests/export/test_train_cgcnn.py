@@ -1,12 +1,14 @@
 """Training of CGCNN: it learns, and a run that was killed ends where an undisturbed one does."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,8 +17,8 @@ lightning = pytest.importorskip("lightning", reason="training needs Lightning")
 
 from druse import Crystals, InputError  # noqa: E402
 from druse_export.data import CrystalTable  # noqa: E402
-from druse_export.models.cgcnn import CGCNN  # noqa: E402
-from druse_export.training.cgcnn import train_cgcnn  # noqa: E402
+from druse_export.models.cgcnn import CGCNN, CGCNNConfig  # noqa: E402
+from druse_export.training.cgcnn import Batches, train_cgcnn  # noqa: E402
 from druse_export.training.settings import CGCNNSettings, Machine  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and deprecated PyTorch calls
@@ -88,6 +90,32 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
             progress=False,
             machine=CPU,
         )
+
+
+def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
+    def refused(train: CrystalTable, held: CrystalTable, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            train_cgcnn(SETTINGS, train, held, tmp_path / "x", progress=False, machine=CPU)
+
+    table, held = rock_salts(20, 0), rock_salts(5, 1)
+    none, same = (dataclasses.replace(table, properties={"energy": np.full(20, value)}) for value in (np.nan, 2.5))
+    refused(none, held, "no crystal of the data has a value of 'energy'")
+    refused(same, held, r"'energy' has the one value 2\.5 in the training data")
+    refused(table, held.select(np.zeros(5, bool)), "no crystal of the data has a value of 'energy'")
+    wild = msgspec.structs.replace(SETTINGS, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"the loss is not finite at step [1-9]"):
+        train_cgcnn(wild, table, held, tmp_path / "wild", progress=False, machine=CPU)
+    species = held.crystals.species.copy()
+    species[[0, 3]] = 100, 101  # the last element with features, and one without
+    heavy = dataclasses.replace(held, crystals=held.crystals.replace(species=species))
+    assert len(Batches(heavy, SETTINGS, CGCNNConfig())) == 4
+
+
+def test_a_class_begins_above_the_threshold() -> None:
+    table = rock_salts(4, 0)
+    table.properties["energy"][:] = 0.0, 0.0, 0.1, np.nan  # most crystals have a gap of exactly 0
+    settings = CGCNNSettings(property="energy", task="classification", threshold=0.0)
+    assert Batches(table, settings, CGCNNConfig()).targets.tolist() == [0, 0, 1]
 
 
 def test_classes_and_bad_settings(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     write_csv(folder / "train.csv", rock_salts(40, 0))
     write_csv(folder / "val.csv", rock_salts(12, 1))
+    gaps = rock_salts(12, 1)
+    gaps.properties["energy"][3:7] = float("nan")
+    write_csv(folder / "gaps.csv", gaps)
     return folder
 
 
@@ -78,6 +81,21 @@ def test_a_finished_run_is_shown_again_by_its_folder_alone(vae_run: Path) -> Non
     assert json.loads(done.stdout)["val_coordinates"] > 0
 
 
+def test_a_refused_change_leaves_the_run_as_it_was(vae_run: Path) -> None:
+    before = (vae_run / "job.toml").read_bytes()
+    done = druse("train", "vae", "--out=vae", "--seed=7", "--set=machine.devices=1", cwd=vae_run.parent)
+    assert done.returncode == 1
+    assert "vae holds a run with other settings" in done.stderr
+    assert (vae_run / "job.toml").read_bytes() == before
+    content = (vae_run / "best.ckpt").read_bytes()
+    (vae_run / "best.ckpt").write_bytes(content[:1000])
+    done = druse("train", "weights", "vae", "--out=broken.safetensors", cwd=vae_run.parent)
+    (vae_run / "best.ckpt").write_bytes(content)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "best.ckpt cannot be read as a checkpoint" in done.stderr
+
+
 def test_prior_weights_and_latents(vae_run: Path) -> None:
     place = vae_run.parent
     done = druse("train", "prior", "--out=prior", "--model=vae", "--data=train.csv", "--validation=val.csv", *QUICK,
@@ -89,6 +107,10 @@ def test_prior_weights_and_latents(vae_run: Path) -> None:
     some = druse("train", "prior", "--out=some", "--model=vae", "--data=train.csv", "--conditions=energy, n_atom",
                  "--show", cwd=place)  # fmt: skip
     assert 'name = "n_atom"' in some.stdout, some.stderr
+    show = druse("train", "prior", "--out=gaps", "--model=vae", "--data=train.csv", "--validation=gaps.csv", "--show",
+                 cwd=place)  # fmt: skip
+    assert "12" not in show.stdout.splitlines()[-1]
+    assert "8 to validate on (0 rows skipped; left out: 4 without energy)" in show.stdout, show.stderr
     other = druse("train", "weights", "vae", "--out=last.safetensors", "--last", cwd=place)
     assert other.returncode == 0, other.stderr
     latents = druse("train", "latents", "vae", "val.csv", "--out=z.parquet", "--json", cwd=place)
@@ -179,6 +201,11 @@ def test_asked_to_end_it_ends(place: Path, n_devices: int) -> None:
         (["vae", "--out=new", "--data=train.csv", "--condition=energy", "--set=settings.epoch=3"], "epoch"),
         (["vae", "--out=new", "--data=train.csv", "--condition=energy", "--precision=fp8"], "precision"),
         (["vae", "--out=new", "--data=train.csv"], "conditions"),
+        (["vae", "--out=new", "--data=train.csv", "--set=data.train=3"], "`data` must be a table with names of files"),
+        (["vae", "--out=new", "--data=train.csv", "--set=settings=3"], "`settings` must be a table of settings"),
+        (["vae", "--out=new", "--data=train.csv", '--set=settings.model.conditions=[{name="x"}]'], "missing required"),
+        (["vae", "--out=new", "--data=train.csv", "--condition=energy=0:1:1e-9"], "give a coarser spacing"),
+        (["vae", "--out=new", "--data=train.csv", "--condition=energy=3"], "'energy' must have whole numbers"),
         (["prior", "--out=new", "--model=nowhere", "--data=train.csv"], "nowhere does not exist"),
         (["cgcnn", "--out=new", "--data=train.csv", "--property=gap"], "no property 'gap'"),
         (["weights", "nowhere"], "nowhere holds no run"),
@@ -190,6 +217,7 @@ def test_errors_are_one_sentence(place: Path, arguments: list[str], message: str
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
+    assert not (place / "new" / "job.toml").exists()  # another try can have other settings
 
 
 def test_a_job_survives_toml(place: Path) -> None:

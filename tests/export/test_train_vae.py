@@ -1,6 +1,7 @@
 """Step one and step two of training: they learn, resume after a kill to the bit, and run on several devices."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch")
@@ -53,6 +55,55 @@ def test_it_learns(tmp_path: Path) -> None:
     assert not model.training
 
 
+class Crash(lightning.Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        if trainer.global_step == self.at:
+            raise KeyError("crash")
+
+
+def test_a_resumed_plateau_falls_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    changes = {"epochs": 7, "steps_per_epoch": 2, "learning_rate": 0.2, "ema": 0.0, "plateau_patience": 0}
+    settings = msgspec.structs.replace(VAE, **changes)
+    undisturbed = train(tmp_path / "whole", settings=settings)
+    rates = metrics(tmp_path / "whole", "lr")
+    assert rates[-1] < rates[0]
+    tables = rock_salts(40, 0), rock_salts(12, 1)
+    for step in (3, 5, 7, 9, 11):  # so that each epoch's rate is decided in a run that is stopped
+        with pytest.raises(KeyError, match="crash"):
+            train_vae(settings, *tables, tmp_path / "cut", callbacks=[Crash(step)], progress=False, machine=CPU)
+    resumed = train(tmp_path / "cut", settings=settings)
+    assert metrics(tmp_path / "cut", "lr") == rates
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_that_lost_its_patience_stays_where_it_ended(tmp_path: Path) -> None:
+    stuck = msgspec.structs.replace(VAE, epochs=9, steps_per_epoch=1, learning_rate=0.2, patience=1, ema=0.0)
+    ended = train(tmp_path, settings=stuck)
+    n_epochs, last = len(metrics(tmp_path, "val_loss")), (tmp_path / "last.ckpt").read_bytes()
+    assert n_epochs < 9
+    again = train(tmp_path, settings=stuck)
+    assert len(metrics(tmp_path, "val_loss")) == n_epochs
+    assert (tmp_path / "last.ckpt").read_bytes() == last
+    assert torch.equal(ended.mu.weight, again.mu.weight)
+
+
+def test_checkpoints_are_written_beside_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On their way through the temporary folder they could be cut, where that is on another file system."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    settings = msgspec.structs.replace(VAE, epochs=1)
+    train(tmp_path / "run", settings=settings)
+    assert {path.suffix for path in (tmp_path / "run").iterdir() if path.is_file()} == {".ckpt", ".csv", ".json"}
+    for name in ("last.ckpt", "best.ckpt"):
+        content = (tmp_path / "run" / name).read_bytes()
+        (tmp_path / "run" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be read as a checkpoint"):
+        train(tmp_path / "run", settings=settings)
+
+
 @pytest.mark.parametrize("die_at", [3, 10])  # before the first checkpoint, and within the second epoch
 def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path, die_at: int) -> None:
     undisturbed = train(tmp_path / "whole")
@@ -70,7 +121,7 @@ def test_killed_and_resumed_ends_like_an_undisturbed_run(tmp_path: Path, die_at:
 
 
 def test_the_last_state_is_kept_when_validation_gets_no_better(tmp_path: Path) -> None:
-    train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=4, steps_per_epoch=1, learning_rate=0.2, ema=0.0))
+    train(tmp_path, settings=msgspec.structs.replace(VAE, epochs=4, steps_per_epoch=1, learning_rate=0.05, ema=0.0))
     losses, steps = metrics(tmp_path, "val_loss"), metrics(tmp_path, "step")
     best = losses.index(min(losses))
     assert best < 3
@@ -96,6 +147,25 @@ def test_the_ablation_leaves_the_predictor_as_it_was(tmp_path: Path) -> None:
     assert not torch.equal(trained.mu.weight, again.mu.weight)
 
 
+def test_data_that_nothing_can_be_learnt_from(tmp_path: Path) -> None:
+    one, both = rock_salts(1, 0), rock_salts(12, 1)
+    encoder = msgspec.structs.replace(SMALL.encoder, latent=8)
+    with pytest.raises(InputError, match="`latent` of model and encoder must be the same, got 16 and 8"):
+        train(
+            tmp_path / "latent",
+            settings=msgspec.structs.replace(VAE, model=msgspec.structs.replace(SMALL, encoder=encoder)),
+        )
+    with pytest.raises(InputError, match=r"a batch must have 2 crystals or more, .* got 1 crystals"):
+        train_vae(VAE, one, both, tmp_path / "one", progress=False, machine=CPU)
+    cubic = rock_salts(40, 0)
+    lengths = cubic.properties["energy"][:, None, None]
+    cubic = dataclasses.replace(cubic, crystals=cubic.crystals.replace(cells=np.eye(3) * lengths))
+    settings = msgspec.structs.replace(VAE, epochs=1, steps_per_epoch=1)
+    model = train_vae(settings, cubic, both, tmp_path / "cubic", progress=False, machine=CPU)
+    assert model.heads.lattice_std[3:].tolist() == pytest.approx([1e-3] * 3)  # every angle of perovskites is 90 degrees
+    assert np.isfinite(metrics(tmp_path / "cubic", "train_lattice")).all()
+
+
 def test_early_stopping_and_schedules(tmp_path: Path) -> None:
     stuck = msgspec.structs.replace(VAE, epochs=9, steps_per_epoch=1, learning_rate=1.0, patience=1, ema=0.0)
     train(tmp_path / "stuck", settings=stuck)
@@ -103,6 +173,28 @@ def test_early_stopping_and_schedules(tmp_path: Path) -> None:
     for schedule in ("cosine", "constant"):
         settings = msgspec.structs.replace(VAE, schedule=schedule, warmup_steps=4, epochs=1)
         train(tmp_path / schedule, settings=settings)
+
+
+class LargestGradient(lightning.Callback):
+    """Before and after it is clipped."""
+
+    def on_before_optimizer_step(self, _trainer: object, module: lightning.LightningModule, *_: object) -> None:
+        self.before = largest_gradient(module)
+
+    def on_train_batch_end(self, _trainer: object, module: lightning.LightningModule, *_: object) -> None:
+        self.after = largest_gradient(module)
+
+
+def largest_gradient(module: lightning.LightningModule) -> float:
+    return max((float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None), default=0.0)
+
+
+def test_gradients_are_clipped_by_value(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(VAE, epochs=1, steps_per_epoch=1, clip=0.03)
+    seen = LargestGradient()
+    train_vae(settings, rock_salts(40, 0), rock_salts(12, 1), tmp_path, callbacks=[seen], progress=False, machine=CPU)
+    assert seen.before > 0.03
+    assert seen.after == pytest.approx(0.03)
 
 
 def test_bf16_runs(tmp_path: Path) -> None:
@@ -180,6 +272,7 @@ def test_latents_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         (Settings, {"ema": 1.0}),
         (Settings, {"learning_rate": 0.0}),
         (Settings, {"seed": -1}),
+        (Settings, {"plateau_factor": 1.0}),
         (Machine, {"devices": 0}),
         (Machine, {"workers": -1}),
     ],

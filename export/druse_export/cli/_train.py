@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -63,23 +64,28 @@ def _train(
 
     stored = out / "job.toml"
     content = override(read_toml(config or stored) if config or stored.is_file() else {}, changes)
-    if "train" not in content.get("data", {}):  # before torch is imported, which takes seconds
+    data = content.get("data", {})
+    if not isinstance(data, dict) or not all(isinstance(data.get(k, ""), str) for k in _PATHS):
+        raise InputError(f"these settings cannot be used: `data` must be a table with names of files, got {data!r}")
+    if "train" not in data:  # before torch is imported, which takes seconds
         raise InputError(f"{out} holds no run yet, so give --data FILE, or --config FILE, to say what to train on")
-    missing = [content["data"][k] for k in _PATHS if content["data"].get(k) and not Path(content["data"][k]).exists()]
+    missing = [data[k] for k in _PATHS if data.get(k) and not Path(data[k]).exists()]
     if missing:
         raise InputError(f"{missing[0]} does not exist; give a file or folder that does")
     require("torch", "lightning", purpose="training")
     from druse.tables import default_cache
     from druse_export.training.job import KINDS, Data, job, with_properties
-    from druse_export.training.runs import best, load_tables, run
+    from druse_export.training.runs import best, left_out, load_tables, run
 
-    content["data"] = {k: str(Path(v).resolve()) if k in _PATHS and v else v for k, v in content["data"].items()}
+    content["data"] = {k: str(Path(v).resolve()) if k in _PATHS and v else v for k, v in data.items()}
     with counting("reading", wanted=not as_json) as progress:
         tables = load_tables(_convert(content["data"], Data), cache=cache or default_cache(), progress=progress)
     this = job(with_properties(content, KINDS[kind], tables[0]), KINDS[kind])
     first = not int(os.environ.get("LOCAL_RANK", "0"))  # the others are copies of this command
     if first and not as_json:
-        _print(this, [len(table) for table in tables], [len(table.rejected) for table in tables])
+        skipped = [_skipped(len(table.rejected), left_out(this, table)) for table in tables]
+        sizes = [len(table) - sum(left_out(this, table).values()) for table in tables]
+        _print(this, sizes, skipped)
     if show:
         return
     _quiet()
@@ -105,15 +111,21 @@ def _convert(content: Any, kind: Any) -> Any:
         raise InputError(f"these settings cannot be used: data: {error}") from error
 
 
-def _print(job: "Job[Any]", sizes: list[int], skipped: list[int]) -> None:
+def _skipped(n_rejected: int, left_out: dict[str, int]) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    return f"{n_rejected:,} rows skipped" + (f"; left out: {reasons}" if reasons else "")
+
+
+def _print(job: "Job[Any]", sizes: list[int], skipped: list[str]) -> None:
     from druse_export.training.job import as_toml
 
     console = Console()
     console.print(Syntax(as_toml(job).rstrip(), "toml", background_color="default"))
     console.print(
-        f"[bold]{sizes[0]:,}[/] crystals to train on ({skipped[0]} rows skipped), "
-        f"[bold]{sizes[1]:,}[/] to validate on ({skipped[1]} skipped)",
+        f"[bold]{sizes[0]:,}[/] crystals to train on ({escape(skipped[0])}), "
+        f"[bold]{sizes[1]:,}[/] to validate on ({escape(skipped[1])})",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from druse.errors import InputError
 
 T = TypeVar("T")
 
@@ -14,6 +17,30 @@ SILU_GAIN = 1 / 0.6
 """GemNet and DimeNet scale SiLU so that it keeps the variance of a normal input."""
 
 INV_SQRT_2 = 1 / math.sqrt(2)
+
+
+def check_sizes(config: msgspec.Struct) -> None:
+    """Refuse sizes of which no network is made; a file of weights says them, too.
+
+    Raises:
+        InputError: a width is not 1 to 65,536, or a number of layers not at most 256.
+    """
+    for name in config.__struct_fields__:
+        size = getattr(config, name)
+        if isinstance(size, int):
+            least, most = 0 if name in _MAY_BE_NONE else 1, 256 if name in _LAYERS else 1 << 16
+            if not least <= size <= most:
+                raise InputError(f"`{name}` must be {least} to {most:,}, got {size}")
+
+
+_MAY_BE_NONE = frozenset({"n_before_skip", "n_after_skip", "n_concat", "n_atom"})
+_LAYERS = _MAY_BE_NONE | {"n_blocks", "n_output_layers", "n_convolutions", "n_spherical"}
+
+
+def check_time(width: int) -> None:
+    """Refuse a width of which `SinusoidalEmbedding` cannot give one half to each of sine and cosine."""
+    if width < 4 or width % 2:
+        raise InputError(f"`time` must be an even number from 4 up, got {width}")
 
 
 def mlp(n_in: int, n_hidden: int, n_out: int, n_layers: int, *, batch_norm: bool = False) -> nn.Sequential:

@@ -24,7 +24,9 @@ from torch.nn import functional
 from druse import properties
 from druse.crystals import Crystals
 from druse.elements import element_features
+from druse.errors import InputError
 from druse.graphs import Graph, radius_graph
+from druse_export.models.blocks import check_sizes
 
 
 class CGCNNConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,6 +40,13 @@ class CGCNNConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     n_neighbors: int = 12
     cutoff: float = 8.0
     spacing: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if not 0 < self.cutoff < 1e3 or not 1 <= self.cutoff / max(self.spacing, 1e-9) < 1e4:
+            raise InputError(
+                f"`cutoff` and `spacing` must be of a grid of distances, got {self.cutoff}, {self.spacing}"
+            )
 
 
 class NeighborTable(NamedTuple):

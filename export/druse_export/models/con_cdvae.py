@@ -12,6 +12,7 @@ s_theta             ``score``: the decoder at a noise level
 ==================  ==========================================================
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from druse.conditions import ClassProperty, Property, ScalarProperty
 from druse.errors import InputError
-from druse_export.models.blocks import SinusoidalEmbedding, mlp
+from druse_export.models.blocks import SinusoidalEmbedding, check_sizes, check_time, mlp
 from druse_export.models.condition import Condition
 from druse_export.models.dimenet import DimeNet, DimeNetConfig, EncoderGeometry
 from druse_export.models.gemnet import GemNet, GemNetConfig, ScoreGeometry
@@ -45,6 +46,20 @@ class ConCDVAEConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     graph_mode: Literal["exact", "upstream"] = "exact"
     encoder: DimeNetConfig = DimeNetConfig()
     decoder: GemNetConfig = GemNetConfig()
+
+    def __post_init__(self) -> None:
+        for part in (self, self.encoder, self.decoder):
+            check_sizes(part)
+        if not self.conditions:
+            raise InputError("`conditions` must name one property or more")
+        if self.latent != self.decoder.latent:
+            raise InputError(
+                f"`latent` of model and decoder must be the same, got {self.latent} and {self.decoder.latent}"
+            )
+        sigmas = (self.sigma_first, self.sigma_last, self.type_sigma_first, self.type_sigma_last)
+        if not (min(sigmas) > 0 and max(sigmas) < math.inf):
+            raise InputError(f"noise levels must be above 0 and finite, got {sigmas}")
+        check_time(self.decoder.time)
 
 
 class HeadOutputs(NamedTuple):
@@ -113,9 +128,9 @@ class Predictor(nn.Module):
 
     def losses(self, z: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared error of normalised scalars, cross-entropy of classes, each averaged over the batch."""
-        losses = {}
+        losses, outputs = {}, self(z)
         for spec in self.properties:
-            predicted = self(z)[spec.name]
+            predicted = outputs[spec.name]
             if isinstance(spec, ScalarProperty):
                 target = (values[spec.name] - spec.minimum) / (spec.maximum - spec.minimum)
                 losses[spec.name] = functional.mse_loss(predicted, target)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from druse.conditions import ClassProperty, CompositionProperty, Property, ScalarProperty
+from druse.errors import InputError
 from druse_export.models.blocks import mlp
 
 N_ELEMENT_FEATURES = 92
+_MOST_GAUSSIANS = 10_000
 
 
 class ScalarEmbedding(nn.Module):
@@ -18,6 +20,11 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, spec: ScalarProperty, width: int, n_layers: int) -> None:
         super().__init__()
+        if not (spec.maximum - spec.minimum) / spec.spacing < _MOST_GAUSSIANS:
+            raise InputError(
+                f"property {spec.name!r} from {spec.minimum:g} to {spec.maximum:g} by {spec.spacing:g} needs more than "
+                f"{_MOST_GAUSSIANS:,} Gaussians; give a coarser spacing"
+            )
         n = spec.n_gaussians
         self.register_buffer("centres", torch.linspace(spec.minimum, spec.minimum + spec.spacing * (n - 1), n))
         self.mlp = mlp(n, width, width, n_layers)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from druse.conditions import Property
-from druse_export.models.blocks import SinusoidalEmbedding
+from druse.errors import InputError
+from druse_export.models.blocks import SinusoidalEmbedding, check_sizes, check_time
 from druse_export.models.condition import Condition
 
 
@@ -50,6 +51,16 @@ class PriorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     n_steps: int = 300
     beta_first: float = 1e-3
     beta_last: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        check_time(self.time)
+        if not self.conditions:
+            raise InputError("`conditions` must name one property or more")
+        if not (0 < self.beta_first < 1 and 0 < self.beta_last < 1):
+            raise InputError(
+                f"`beta_first` and `beta_last` must be between 0 and 1, got {self.beta_first}, {self.beta_last}"
+            )
 
 
 class Prior(nn.Module):

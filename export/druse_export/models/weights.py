@@ -60,6 +60,11 @@ def read_vae_weights(path: Path) -> tuple[ConCDVAE, dict[str, str]]:
     return _read(path, _VAE)
 
 
+def vae_config(path: Path) -> ConCDVAEConfig:
+    """What `read_vae_weights` would build, without building it."""
+    return _config(path, _VAE)[0]
+
+
 def read_prior_weights(path: Path) -> tuple[Prior, dict[str, str]]:
     """The same for a prior."""
     return _read(path, _PRIOR)
@@ -113,21 +118,35 @@ def start_from(model: ConCDVAE, path: Path) -> tuple[str, ...]:
     return tuple(name for name in own if name not in fitting)
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        return {k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()}, dict(
-            file.metadata() or {}
-        )
+        return {k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()}
 
 
-def _read(path: Path, kind: _Kind[Model]) -> tuple[Model, dict[str, str]]:
+def _config(path: Path, kind: _Kind[Model]) -> tuple[Any, dict[str, str]]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a file of {kind.name} weights (.safetensors)")
     try:
-        weights, facts = _tensors(path)
-        model = kind.build(msgspec.json.decode(facts.pop("config"), type=kind.config))
+        with safe_open(path, "pt") as file:
+            facts = dict(file.metadata() or {})
+        return msgspec.json.decode(facts.pop("config"), type=kind.config), facts
+    except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
+        raise InputError(f"{path.name} does not hold a {kind.name}: {str(error).splitlines()[0]}") from error
+
+
+def _read(path: Path, kind: _Kind[Model]) -> tuple[Model, dict[str, str]]:
+    config, facts = _config(path, kind)
+    try:
+        weights = _tensors(path)
+        with torch.device("meta"):  # nothing is made of sizes that the tensors have not
+            planned = kind.build(config).state_dict()
+        for name, wanted in planned.items():
+            if name not in weights or weights[name].shape != wanted.shape:
+                found = tuple(weights[name].shape) if name in weights else "none"
+                raise InputError(f"{path.name}: {name} must have the shape {tuple(wanted.shape)}, got {found}")
+        model = kind.build(config)
         model.load_state_dict(weights)
-    except (SafetensorError, KeyError, msgspec.MsgspecError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{path.name} does not hold a {kind.name}: {str(error).splitlines()[0]}") from error
     return model.eval(), facts

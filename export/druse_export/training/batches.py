@@ -52,13 +52,21 @@ class CrystalBatch(NamedTuple):
         return Crystals(self.frac, self.cells, self.offsets, self.species)
 
 
-def usable(table: CrystalTable, properties: Sequence[Property], max_atoms: int) -> CrystalTable:
-    """The crystals that have every property, in range of its classes, and at most ``max_atoms`` atoms.
+def left_out(table: CrystalTable, properties: Sequence[Property], config: ConCDVAEConfig) -> dict[str, np.ndarray]:
+    """Which crystals a model cannot take: masks ``[crystals]`` by reason, each crystal under its first one.
 
     Raises:
-        InputError: the table lacks a property altogether, or no crystal is left.
+        InputError: the table lacks a property altogether, or a class property has values that are no whole numbers.
     """
-    keep = table.crystals.n_atoms <= max_atoms
+    crystals = table.crystals
+    n_known = min(config.encoder.n_elements - 1, config.decoder.n_species, len(element_features()) - 1)
+    owner = np.repeat(np.arange(len(table)), crystals.n_atoms)
+    wrong = {
+        f"with more than {config.max_atoms} atoms": crystals.n_atoms > config.max_atoms,
+        f"with elements beyond number {n_known}": np.isin(
+            np.arange(len(table)), owner[(crystals.species < 1) | (crystals.species > n_known)]
+        ),
+    }
     for spec in properties:
         if isinstance(spec, CompositionProperty):
             continue
@@ -66,12 +74,34 @@ def usable(table: CrystalTable, properties: Sequence[Property], max_atoms: int) 
             known = ", ".join(sorted(table.properties))
             raise InputError(f"the data set has no property {spec.name!r}; it has {known}")
         values = table.properties[spec.name]
-        keep &= np.isfinite(values)
+        wrong[f"without {spec.name}"] = ~np.isfinite(values)
         if isinstance(spec, ClassProperty):
-            keep &= (values >= 0) & (values < spec.n_classes)
+            known = values[np.isfinite(values)]
+            if len(broken := known[known != np.round(known)]):
+                raise InputError(
+                    f"the class property {spec.name!r} must have whole numbers, got {broken[0]:g}; data.classes makes "
+                    "classes of a column and a threshold"
+                )
+            wrong[f"of no class of {spec.name}"] = (values < 0) | (values >= spec.n_classes)
+    before = np.zeros(len(table), bool)
+    for reason, mask in wrong.items():
+        wrong[reason] = mask & ~before
+        before = before | mask
+    return {reason: mask for reason, mask in wrong.items() if mask.any()}
+
+
+def usable(table: CrystalTable, properties: Sequence[Property], config: ConCDVAEConfig) -> CrystalTable:
+    """The crystals that a model can take: all but those that are `left_out`.
+
+    Raises:
+        InputError: see there, or no crystal is left.
+    """
+    wrong = left_out(table, properties, config)
+    keep = ~np.any([np.zeros(len(table), bool), *wrong.values()], axis=0)
     if not keep.any():
         names = ", ".join(spec.name for spec in properties)
-        raise InputError(f"no crystal of at most {max_atoms} atoms has all of the properties {names}")
+        reasons = ", ".join(f"{mask.sum():,} {reason}" for reason, mask in wrong.items()) or "it is empty"
+        raise InputError(f"no crystal of at most {config.max_atoms} atoms has all of the properties {names}: {reasons}")
     return table.select(keep)
 
 
@@ -95,7 +125,7 @@ class CrystalBatches(Dataset[CrystalBatch]):
     """A data set whose items are batches, asked for by lists of indices."""
 
     def __init__(self, table: CrystalTable, properties: Sequence[Property], config: ConCDVAEConfig) -> None:
-        self.table = usable(table, properties, config.max_atoms)
+        self.table = usable(table, properties, config)
         self.config = config
         self.values = property_values(self.table, properties)
 
@@ -153,9 +183,11 @@ class Stream(Sampler[list[int]]):
 
 
 class InOrder(Sampler[list[int]]):
-    """Every crystal once, in order; several devices share the batches."""
+    """Every crystal once, in order; several devices share the batches, smaller ones where some would have none."""
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        if math.ceil(size / batch_size) < world:
+            batch_size = max(1, size // world)
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
 
     def __len__(self) -> int:
@@ -174,6 +206,8 @@ def loaders(
     ``workers`` processes prepare batches beside the one that trains.
     """
     sizes = [len(data) for data in (trained, held)]  # type: ignore[arg-type]
+    if sizes[1] < world:
+        raise InputError(f"{world} devices need {world} crystals of validation data or more, got {sizes[1]}")
     options: dict[str, Any] = {
         "batch_size": None,
         "collate_fn": _as_it_is,  # the default would make tensors of the host's arrays

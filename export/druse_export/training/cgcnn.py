@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional
 
+from druse.elements import element_features
 from druse.errors import InputError
 from druse_export.data import CrystalTable
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig, NeighborTable, crystal_table
@@ -22,12 +23,10 @@ class Batches(torch.utils.data.Dataset[tuple[NeighborTable, Tensor]]):
     """Crystals with their neighbours, found once; an item is a batch, asked for by a list of indices."""
 
     def __init__(self, table: CrystalTable, settings: CGCNNSettings, config: CGCNNConfig) -> None:
-        if settings.property not in table.properties:
-            known = ", ".join(sorted(table.properties))
-            raise InputError(f"the data set has no property {settings.property!r}; it has {known}")
+        table = table.select(~np.any(list(left_out(table, settings.property).values()), axis=0))
         values = table.properties[settings.property]
-        table = table.select(np.isfinite(values))
-        values = table.properties[settings.property]
+        if not len(values):
+            raise InputError(f"no crystal of the data has a value of {settings.property!r} and elements that are known")
         crystals = table.crystals
         self.offsets = crystals.offsets
         self.whole = crystal_table(crystals, config)
@@ -57,6 +56,21 @@ class Batches(torch.utils.data.Dataset[tuple[NeighborTable, Tensor]]):
         )
 
 
+def left_out(table: CrystalTable, name: str) -> dict[str, np.ndarray]:
+    """Which crystals have no such property, or elements that are not described: masks ``[crystals]`` by reason.
+
+    Raises:
+        InputError: the table lacks the property altogether.
+    """
+    if name not in table.properties:
+        known = ", ".join(sorted(table.properties))
+        raise InputError(f"the data set has no property {name!r}; it has {known}")
+    n_known, missing = len(element_features()) - 1, ~np.isfinite(table.properties[name])
+    owner = np.repeat(np.arange(len(table)), table.crystals.n_atoms)
+    unknown = np.isin(np.arange(len(table)), owner[table.crystals.species > n_known])
+    return {f"without {name}": missing, f"with elements beyond number {n_known}": unknown & ~missing}
+
+
 class CGCNNModule(TrainingModule):
     """Losses, metrics and optimiser of a CGCNN."""
 
@@ -68,6 +82,7 @@ class CGCNNModule(TrainingModule):
         with self.seeded(self.global_step):
             out = self.model(table)
         loss = self._loss(out, target)
+        self.require_finite(loss)
         self._log("train", {"loss": loss}, len(target))
         return loss
 
@@ -105,6 +120,11 @@ def train_cgcnn(
     """
     config = CGCNNConfig(task=settings.task, n_out=2 if settings.task == "classification" else 1)
     batches, held = Batches(train, settings, config), Batches(validation, settings, config)
+    if settings.task == "regression" and not batches.targets.max() > batches.targets.min():
+        raise InputError(
+            f"the property {settings.property!r} has the one value {float(batches.targets[0]):g} in the training data; "
+            "nothing can be learnt from it"
+        )
 
     def build() -> CGCNNModule:
         model = CGCNN(config)

@@ -8,6 +8,7 @@ import msgspec
 import tomli_w
 
 from druse._files import whole_file
+from druse.conditions import Property
 from druse.errors import InputError
 from druse_export.data import CrystalTable
 from druse_export.training.properties import FULL, resolve
@@ -66,28 +67,35 @@ def with_properties(content: dict[str, Any], kind: type[Settings], table: Crysta
     prior can be ``full`` for those of the released full prior.
     """
     result: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(content))
-    settings = result.setdefault("settings", {})
+    settings = _table_of(result, "settings")
     if kind is VAESettings:
-        place, names = settings.setdefault("model", {}), ["conditions", "predicted"]
+        place, names = _table_of(settings, "model"), ["conditions", "predicted"]
         if "predicted" not in place and isinstance(place.get("conditions"), list):
             place["predicted"] = [name for name in place["conditions"] if name != "formula"]
     elif kind is PriorSettings:
-        place, names = settings.setdefault("prior", {}), ["conditions"]
+        place, names = _table_of(settings, "prior"), ["conditions"]
         if place.get("conditions") == "full":
             place["conditions"] = list(FULL)
     else:
         return result
     for name in names:
         if isinstance(place.get(name), list):
-            given = [msgspec.convert(p, str | _property()) if isinstance(p, dict) else p for p in place[name]]
-            place[name] = msgspec.to_builtins(resolve(given, table))
+            place[name] = msgspec.to_builtins(resolve([_property(p, name) for p in place[name]], table))
     return result
 
 
-def _property() -> Any:
-    from druse.conditions import Property
+def _table_of(content: dict[str, Any], name: str) -> dict[str, Any]:
+    place = content.setdefault(name, {})
+    if not isinstance(place, dict):
+        raise InputError(f"these settings cannot be used: `{name}` must be a table of settings, got {place!r}")
+    return place
 
-    return Property
+
+def _property(given: Any, name: str) -> str | Property:
+    try:
+        return msgspec.convert(given, str | Property)
+    except msgspec.ValidationError as error:
+        raise InputError(f"these settings cannot be used: `{name}`: {error}") from error
 
 
 def as_toml(job: Job[Any]) -> str:

@@ -22,7 +22,7 @@ def write_latents(
     Returns:
         How many.
     """
-    table = usable(table, (), model.config.max_atoms)
+    table = usable(table, (), model.config)
     latents = encode_table(model, table, progress=progress)
 
     def rows(values: np.ndarray) -> pa.FixedSizeListArray:

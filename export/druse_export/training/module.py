@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 import lightning
 import msgspec
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from druse._files import whole_file
 from druse.errors import InputError
@@ -41,6 +44,16 @@ class TrainingModule(lightning.LightningModule):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.settings.seed + 1_000_003 * step + self.global_rank)
             yield
+
+    def require_finite(self, loss: Tensor, terms: Mapping[str, Tensor] | None = None) -> None:
+        """Refuse to go on from a loss that is none; the checkpoint before is untouched.
+
+        Raises:
+            InputError: gives the terms.
+        """
+        if not torch.isfinite(loss):
+            shown = ", ".join(f"{name} {float(value):.3g}" for name, value in (terms or {"loss": loss}).items())
+            raise InputError(f"the loss is not finite at step {self.global_step} ({shown}); try a lower learning rate")
 
     def on_train_batch_end(self, *_arguments: Any) -> None:
         """Moves the averaged weights."""
@@ -71,7 +84,7 @@ class TrainingModule(lightning.LightningModule):
         if settings.schedule == "constant":
             return optimizer
         if settings.schedule == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            plateau = ReduceLROnPlateau(
                 optimizer,
                 factor=settings.plateau_factor,
                 patience=settings.plateau_patience,
@@ -89,6 +102,23 @@ class TrainingModule(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """A run that had lost its patience stays where it ended; Lightning would go on for an epoch each time."""
+        stopping: Any = self.trainer.early_stopping_callback
+        if stopping is not None and stopping.stopping_reason_message is not None:
+            self.trainer.should_stop = True
+
+    def on_train_epoch_end(self) -> None:
+        """Moves a plateau's rate, before the checkpoint: Lightning does it after, and never for a resumed epoch."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(self.trainer.callback_metrics["val_loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """What Lightning calls to move the rate."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
 
 class Metrics(Callback):
@@ -148,6 +178,40 @@ class Termination(Callback):
         signal.signal(signal.SIGTERM, end)
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all; Lightning's are copied from the temporary folder of the machine."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes beside the file, then renames."""
+        del storage_options
+        with whole_file(Path(path), "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Reads tensors and plain values.
+
+        Raises:
+            InputError: the file is damaged, or holds anything else.
+        """
+        with readable(Path(path)):
+            return super().load_checkpoint(path, *arguments, **options)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what PyTorch raises at a checkpoint that it cannot read into an `InputError`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged stream makes PyTorch's unpickler stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({reason[:200]}); put a copy in its place, or begin again in "
+            "another folder"
+        ) from error
+
+
 class Bar(RichProgressBar):
     """A bar for each epoch, on standard error, with the losses that matter."""
 
@@ -204,17 +268,14 @@ def fit(
         own.append(Bar())
     if settings.patience:
         own.append(EarlyStopping("val_loss", patience=settings.patience))
-    accelerator: Any = machine.accelerator
-    trainer = lightning.Trainer(
+    trainer = _trainer(
+        machine,
         max_epochs=settings.epochs,
-        accelerator=accelerator,
-        devices=machine.devices,
-        strategy="ddp" if machine.devices > 1 else "auto",
-        precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
         gradient_clip_val=settings.clip or None,
         gradient_clip_algorithm="value",
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[*own, *callbacks],
+        plugins=[WholeCheckpoints()],
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -226,6 +287,23 @@ def fit(
     with _products(machine.precision):
         trainer.fit(module, training, validation, ckpt_path=last if last.is_file() else None, weights_only=True)
     return module
+
+
+def _trainer(machine: Machine, **options: Any) -> lightning.Trainer:
+    accelerator: Any = machine.accelerator
+    try:
+        return lightning.Trainer(
+            accelerator=accelerator,
+            devices=machine.devices,
+            strategy="ddp" if machine.devices > 1 else "auto",
+            precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise InputError(
+            f"this machine cannot train as asked ({str(error).splitlines()[0].strip()}); change machine.accelerator or "
+            "machine.devices"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -85,6 +85,7 @@ class PriorModule(TrainingModule):
     def training_step(self, batch: LatentBatch, _index: int) -> Tensor:
         """Mean squared error of the predicted noise at random steps."""
         loss = self._loss(self.model, batch, 3, self.global_step)
+        self.require_finite(loss)
         self._log("train", {"loss": loss}, len(batch.mu))
         return loss
 
@@ -130,7 +131,7 @@ def train_prior(
         model = model.cuda()  # for encoding
 
     def batches(table: CrystalTable) -> LatentBatches:
-        chosen = usable(table, settings.prior.conditions, model.config.max_atoms)
+        chosen = usable(table, settings.prior.conditions, model.config)
         return LatentBatches(encode_table(model, chosen).mu, property_values(chosen, settings.prior.conditions))
 
     trained, held = batches(train), batches(validation)

@@ -17,9 +17,11 @@ from druse_export.data import CrystalTable, load_table, split_table
 from druse_export.models.cgcnn import CGCNN, CGCNNConfig
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.prior import Prior
-from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest
+from druse_export.models.weights import read_vae_weights, save_weights, tensors_digest, vae_config
+from druse_export.training import batches, cgcnn
 from druse_export.training.cgcnn import train_cgcnn
 from druse_export.training.job import KINDS, Data, Job, as_toml, job, store
+from druse_export.training.module import claim, readable
 from druse_export.training.prior import train_prior
 from druse_export.training.properties import with_classes
 from druse_export.training.settings import CGCNNSettings, PriorSettings, VAESettings
@@ -46,6 +48,22 @@ def load_tables(data: Data, *, cache: Path | None = None, progress: Callable[[in
     return parts[0], parts[1]
 
 
+def left_out(job: Job[Any], table: CrystalTable) -> dict[str, int]:
+    """How many crystals of a table a job does not use, by reason.
+
+    Raises:
+        InputError: the table lacks a property altogether.
+    """
+    settings = job.settings
+    if isinstance(settings, CGCNNSettings):
+        wrong = cgcnn.left_out(table, settings.property)
+    elif isinstance(settings, PriorSettings):
+        wrong = batches.left_out(table, settings.prior.conditions, vae_config(weights_of(Path(job.data.weights))))
+    else:
+        wrong = batches.left_out(table, (*settings.model.conditions, *settings.model.predicted), settings.model)
+    return {reason: int(mask.sum()) for reason, mask in wrong.items() if mask.any()}
+
+
 def run(
     job: Job[Any], folder: Path, tables: Tables, *, callbacks: Sequence[Callback] = (), progress: bool = True
 ) -> Path:
@@ -60,23 +78,30 @@ def run(
         InputError: the folder holds a run with other settings, or data or settings cannot be used.
     """
     settings = job.settings
-    options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(settings, VAESettings):
-        store(job, folder)
-        train_vae(settings, *tables, folder, **options)
-    elif isinstance(settings, PriorSettings):
+    new = not (folder / "settings.json").is_file()
+    if isinstance(settings, PriorSettings):
         weights = weights_of(Path(job.data.weights))
         if settings.model and settings.model != tensors_digest(weights):
             raise InputError(
                 f"{weights} is not the model whose latents this prior was begun on; give that one, or another folder"
             )
         settings = msgspec.structs.replace(settings, model=tensors_digest(weights))
-        store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
-        train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
-    else:
-        store(job, folder)
-        train_cgcnn(settings, *tables, folder, **options)
+    claim(folder, settings)
+    store(type(job)(data=job.data, settings=settings, machine=job.machine), folder)
+    options: dict[str, Any] = {"machine": job.machine, "callbacks": callbacks, "progress": progress}
+    try:
+        if isinstance(settings, VAESettings):
+            train_vae(settings, *tables, folder, **options)
+        elif isinstance(settings, PriorSettings):
+            train_prior(settings, read_vae_weights(weights)[0], *tables, folder, **options)
+        else:
+            train_cgcnn(settings, *tables, folder, **options)
+    except InputError:
+        if new and not any(folder.glob("*.ckpt")):  # nothing was begun that other settings could spoil
+            for name in ("settings.json", "job.toml"):
+                (folder / name).unlink(missing_ok=True)
+        raise
     return keep_weights(folder) if getattr(rank_zero_only, "rank", 0) == 0 else folder / WEIGHTS
 
 
@@ -138,7 +163,8 @@ def keep_weights(folder: Path, *, out: Path | None = None, checkpoint: str = "be
     path = folder / checkpoint
     if not path.is_file():
         raise InputError(f"{folder} has no {checkpoint} yet; let it train for an epoch")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with readable(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     prefix = "averaged.model."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     model = _untrained(settings)
@@ -175,7 +201,7 @@ def conditions_of(weights: Path, wanted: str) -> list[str]:
         wanted: ``default`` for the model's own conditions, ``full`` for the released full prior's, or names with
             commas between them.
     """
-    config = read_vae_weights(weights)[0].config
+    config = vae_config(weights)
     given = {"default": msgspec.to_builtins(config.conditions), "full": "full"}
     conditions = given.get(wanted, [name.strip() for name in wanted.split(",")])
     return [f"settings.prior.latent={config.latent}", f"settings.prior.conditions={_inline(conditions)}"]

@@ -75,6 +75,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise InputError(
                 "`learning_rate` must be above 0, `learning_rate_last`, `clip` and `weight_decay` 0 or more"
             )
+        if not (0 < self.plateau_factor < 1 and self.plateau_patience >= 0):
+            raise InputError(
+                "`plateau_factor` must be between 0 and 1, `plateau_patience` 0 or more, got "
+                f"{self.plateau_factor} and {self.plateau_patience}"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"`ema` must be 0 or more and below 1, got {self.ema}")
 

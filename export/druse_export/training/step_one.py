@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from druse.errors import InputError
 from druse_export.data import CrystalTable
 from druse_export.models.con_cdvae import ConCDVAE
 from druse_export.models.weights import start_from
@@ -31,6 +32,16 @@ def train_vae(
     properties = tuple({spec.name: spec for spec in (*config.conditions, *config.predicted)}.values())
     batches, held = (CrystalBatches(table, properties, config) for table in (train, validation))
 
+    if config.encoder.latent != config.latent:
+        raise InputError(
+            f"`latent` of model and encoder must be the same, got {config.latent} and {config.encoder.latent}"
+        )
+    if min(len(batches), settings.batch_size) < 2:
+        raise InputError(
+            f"a batch must have 2 crystals or more, for their normalisation, got {len(batches):,} crystals of training "
+            f"data and `batch_size` {settings.batch_size}"
+        )
+
     def build() -> VAEModule:
         model = ConCDVAE(config)
         if settings.start:
@@ -40,7 +51,8 @@ def train_vae(
         first = batches[next(iter(every))]
         scaled = model.heads.scaled_lattice(*_parameters(batches))
         model.heads.lattice_mean.copy_(scaled.mean(0))
-        model.heads.lattice_std.copy_(scaled.std(0))
+        # what is the same in every crystal, such as angles of 90 degrees, has no scale of its own
+        model.heads.lattice_std.copy_(scaled.std(0).clamp(min=1e-3))
         fit_scales(model, first, settings.seed)
         return VAEModule(settings, model, len(batches))
 

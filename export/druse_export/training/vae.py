@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from druse.crystals import Crystals
-from druse.errors import InputError
 from druse.lattice import cells_from_parameters
 from druse_export.models.con_cdvae import ConCDVAE, HeadOutputs
 from druse_export.models.gemnet import Scale, ScoreGeometry
@@ -246,9 +245,7 @@ class VAEModule(TrainingModule):
                 self.model, batch, draws, teacher_forcing=self.teacher_forcing, n_draws=self.settings.draws
             )
         total = self._total(outputs.losses)
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{name} {float(value):.3g}" for name, value in outputs.losses.items())
-            raise InputError(f"the loss is not finite at step {self.global_step} ({terms}); try a lower learning rate")
+        self.require_finite(total, outputs.losses)
         self._log("train", {"loss": total.detach(), **outputs.losses}, len(batch.n_atoms))
         return total
 
