@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from druse._arrays import as_array
+from druse._networks import run_rows
 from druse.backends import Backend
 from druse.bundle import Bundle, CGCNNManifest
 from druse.crystals import Crystals
 from druse.errors import InputError
-from druse.model import Model, run_rows
+from druse.model import Model
 from druse.properties import PropertyModel
 
 __all__ = ["Deviation", "verify"]

@@ -21,12 +21,13 @@ import small_bundle  # noqa: E402
 
 from druse import Crystals, InputError, _score  # noqa: E402
 from druse._gemnet import GemNetT  # noqa: E402
+from druse._networks import ROWS_TOGETHER  # noqa: E402
 from druse._onnx import float_tensors  # noqa: E402
 from druse._prior import FORMULATION  # noqa: E402
 from druse.backends import open_backend  # noqa: E402
 from druse.bundle import Bundle  # noqa: E402
 from druse.graphs import EMPTY, SINGULAR  # noqa: E402
-from druse.model import _ROWS, Model  # noqa: E402
+from druse.model import Model  # noqa: E402
 from druse.schedules import ddpm_schedule  # noqa: E402
 from druse_export.bundles.reference import random_crystals  # noqa: E402
 from druse_export.models.geometry import score_geometry, score_graph  # noqa: E402
@@ -287,7 +288,7 @@ def test_weights_without_columns_are_refused(folder: Path, name: str) -> None:
 
 def test_latents_come_in_pieces_between_which_a_person_can_stop_it(folder: Path) -> None:
     native = opened(folder)
-    n = _ROWS + 3
+    n = ROWS_TOGETHER + 3
     z, ids = np.random.default_rng(5).standard_normal((n, 256)).astype(np.float32), np.arange(n, dtype=np.uint64)
     terms, prior = native.prior_terms({"band_gap": 2.0}, n), native._fused_prior("default")
     assert prior is not None

@@ -17,11 +17,12 @@ NAMES = """
 errors _dependencies _files _folders _shares _limits _columns _processes _arrays _native _driver lattice crystals
 elements conditions _texts _json_parts _archives _optimade _rows _structures tables bravais control _manifest _onnx
 bundle _graph graphs basis _device _cuda backends schedules noise strategies sampling samplers _prior _gemnet _score
-_rooms _resident _devices model _request _descent _trajectory _shards generate io _ranked _stored _run_file runs
-__init__ _torch_file _array_sources _entries candidates properties verify _peak _stages bench validity _fingerprints
-_workable symmetry _mappings _matching duplicates novelty evaluate rules _judge _together _screened _asked _in_memory
-screening _calculators _fire _relaxing _relaxed_files relax _potcars _vasp_inputs _vasprun _comparison _vasp_folder
-_parity dft _reported _population _figures _changes _page _wording report campaign _probes doctor cli __main__
+_rooms _resident _devices _networks model _request _descent _trajectory _shards generate io _ranked _stored _run_file
+runs __init__ _torch_file _array_sources _entries candidates properties verify _peak _stages bench validity
+_fingerprints _workable symmetry _mappings _matching duplicates novelty evaluate rules _judge _together _screened
+_asked _in_memory screening _calculators _fire _relaxing _relaxed_files relax _potcars _vasp_inputs _vasprun
+_comparison _vasp_folder _parity dft _reported _population _figures _changes _page _wording report campaign _probes
+doctor cli __main__
 """
 ORDER = NAMES.split()
 """A private module stands just before the public one that it belongs to, the package after what it names."""
