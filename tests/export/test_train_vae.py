@@ -18,11 +18,14 @@ lightning = pytest.importorskip("lightning", reason="training needs Lightning")
 from training_data import PRIOR, SMALL, VAE, rock_salts  # noqa: E402
 
 from druse import InputError  # noqa: E402
+from druse.lattice import cells_from_parameters, volumes  # noqa: E402
 from druse_export.models.con_cdvae import ConCDVAE  # noqa: E402
 from druse_export.models.weights import read_vae_weights, save_weights, start_from  # noqa: E402
+from druse_export.training.batches import CrystalBatches  # noqa: E402
 from druse_export.training.prior import encode_table, train_prior  # noqa: E402
 from druse_export.training.settings import LossWeights, Machine, Settings, VAESettings  # noqa: E402
 from druse_export.training.step_one import train_vae  # noqa: E402
+from druse_export.training.vae import Draws, VAEModule, joint_loss  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and deprecated PyTorch calls
 
@@ -173,6 +176,48 @@ def test_early_stopping_and_schedules(tmp_path: Path) -> None:
     for schedule in ("cosine", "constant"):
         settings = msgspec.structs.replace(VAE, schedule=schedule, warmup_steps=4, epochs=1)
         train(tmp_path / schedule, settings=settings)
+
+
+def test_the_rate_rises_and_falls_along_a_cosine(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(
+        VAE, schedule="cosine", epochs=4, steps_per_epoch=4, warmup_steps=8, learning_rate=1e-3, learning_rate_last=1e-4
+    )
+    train(tmp_path, settings=settings)
+    assert metrics(tmp_path, "lr") == pytest.approx([5 / 8 * 1e-3, 1e-3, 5.5e-4, 1e-4])
+
+
+def test_true_lattices_are_seen_for_so_many_passes(tmp_path: Path) -> None:
+    steps: list[bool] = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_start(self, _trainer: object, module: VAEModule, *_: object) -> None:
+            steps.append(module.teacher_forcing)
+
+    settings = msgspec.structs.replace(VAE, epochs=1, steps_per_epoch=12, teacher_forcing=2.0)
+    tables = rock_salts(40, 0), rock_salts(12, 1)
+    train_vae(settings, *tables, tmp_path, callbacks=[Seen()], progress=False, machine=CPU)
+    assert steps == [True] * 10 + [False] * 2  # 80 crystals, 8 a step
+
+
+def test_figures_are_of_the_averaged_model(tmp_path: Path) -> None:
+    settings, held = msgspec.structs.replace(VAE, epochs=1), rock_salts(12, 1)
+    averaged = train(tmp_path, settings=settings)
+    batches = CrystalBatches(held, SMALL.conditions, SMALL)
+    found: dict[str, float] = {"loss": 0.0, "lengths_error": 0.0, "volume_error": 0.0}
+    for index, chosen in enumerate((list(range(8)), list(range(8, 12)))):
+        draws, batch = Draws((settings.seed, 1, index, 0), torch.device("cpu")), batches[chosen]
+        with torch.no_grad():
+            outputs = joint_loss(averaged, batch, draws, teacher_forcing=False)
+            lattice = averaged.heads.lengths_and_angles(outputs.heads.lattice, batch.n_atoms)
+        lengths, angles = (x.numpy().astype(np.float64) for x in lattice)
+        volume = volumes(cells_from_parameters(lengths, angles))
+        true_lengths, true_volume = batch.lengths.numpy(), volumes(batch.cells)
+        share = len(chosen) / 12
+        found["loss"] += share * float(10 * outputs.losses["coordinates"] + outputs.losses["types"])
+        found["lengths_error"] += share * np.mean(np.abs(lengths - true_lengths) / true_lengths)
+        found["volume_error"] += share * np.mean(np.abs(volume - true_volume) / true_volume)
+    for name, value in found.items():
+        assert metrics(tmp_path, f"val_{name}") == pytest.approx([value], rel=1e-4), name
 
 
 class LargestGradient(lightning.Callback):
