@@ -21,7 +21,7 @@ from druse import InputError  # noqa: E402
 from druse.lattice import cells_from_parameters, volumes  # noqa: E402
 from druse_export.models.con_cdvae import ConCDVAE  # noqa: E402
 from druse_export.models.weights import read_vae_weights, save_weights, start_from  # noqa: E402
-from druse_export.training.batches import CrystalBatches  # noqa: E402
+from druse_export.training.batches import CrystalBatches, property_values  # noqa: E402
 from druse_export.training.prior import encode_table, train_prior  # noqa: E402
 from druse_export.training.settings import LossWeights, Machine, Settings, VAESettings  # noqa: E402
 from druse_export.training.step_one import train_vae  # noqa: E402
@@ -297,6 +297,14 @@ def test_the_prior_learns_the_latents_of_a_model(tmp_path: Path) -> None:
     losses = metrics(tmp_path / "prior", "val_loss")
     assert losses[-1] < 0.7 * losses[0]
     assert not prior.training
+    mu = torch.from_numpy(encode_table(model, tables[1]).mu)
+    values, found = property_values(tables[1], settings.prior.conditions), 0.0
+    for index, chosen in enumerate((slice(0, 32), slice(32, 40))):  # of the averaged prior
+        draws, n = Draws((settings.seed, 4, index, 0), torch.device("cpu")), len(mu[chosen])
+        step, noise = draws.levels(n, settings.prior.n_steps), draws.normal(n, 16)
+        condition = prior.condition({name: value[chosen] for name, value in values.items()})
+        found += n / 40 * float(prior.loss(mu[chosen], condition, step, noise))
+    assert losses[-1] == pytest.approx(found, rel=1e-4)
     wrong = msgspec.structs.replace(settings, prior=msgspec.structs.replace(settings.prior, latent=8))
     with pytest.raises(InputError, match="`latent` of the prior must be the model's, 16, got 8"):
         train_prior(wrong, model, *tables, tmp_path / "x", progress=False)
