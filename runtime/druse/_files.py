@@ -21,11 +21,13 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
     Args:
         path: of the file; its folder is made where it is missing.
         mode: ``"w"`` or ``"wb"``.
-        options: of `open`, such as ``newline``.
+        options: of `open`, such as ``newline``; text is in UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # threads have one number, and so have processes in two containers or on two machines
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")  # not what this machine's locale says
     try:
         with part.open(mode, **options) as file:
             yield file

@@ -205,3 +205,13 @@ def test_output_to_a_full_disk() -> None:
     assert shown.returncode == 1
     assert shown.stderr.startswith("error: the output: no space left on device; make room")
     assert len(shown.stderr.splitlines()) == 1
+
+
+def test_text_is_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from druse._files import whole_file\n"
+        "with whole_file(pathlib.Path(sys.argv[1])) as file: file.write('Å')"
+    )
+    told = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+    subprocess.run([sys.executable, *told, "-c", code, str(tmp_path / "text")], check=True)
+    assert (tmp_path / "text").read_bytes() == "Å".encode()

@@ -407,7 +407,7 @@ def test_a_run(made: Path) -> None:
     kinds = [attributes["id"] for tag, attributes in found.tags if tag == "section"]
     assert kinds == ["asked", "properties", "pairs", "hits", "symmetry", "candidates", "table"]
     assert "formation energy per atom −2" in found.text
-    assert "ancestral, 50 evaluations" in found.text
+    assert "ancestral, 71 evaluations" in found.text
     values = PropertyModels.open().columns(Run.open(made).crystals())
     assert [one["key"] for one in found.data["histograms"]] == [ENERGY, GAP]
     for one in found.data["histograms"]:

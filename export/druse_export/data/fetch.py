@@ -55,7 +55,7 @@ def read_checksums(path: Path) -> dict[str, str]:
         InputError: the file is missing, or a line is of another form.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of checksums: {error}") from error
     return _parse(text, str(path))
