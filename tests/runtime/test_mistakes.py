@@ -29,21 +29,6 @@ pytestmark = pytest.mark.usefixtures("as_users_call")
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def druse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line: exit code, output, errors."""
-    from druse.cli import main
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["druse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        written = capsys.readouterr()
-        return int(left.value.code or 0), written.out, written.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two shards with a crystal in each."""

@@ -1,6 +1,7 @@
 """Crystals made so that symmetry or comparison take minutes: told at once; those that exist: never."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,23 +53,15 @@ def test_what_takes_minutes_is_told_at_once(name: str) -> None:
 
 
 @pytest.mark.usefixtures("as_users_call")
-def test_a_file_of_them_through_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from druse.cli import main
-
+def test_a_file_of_them_through_the_command(tmp_path: Path, druse: Callable[..., tuple[int, str, str]]) -> None:
     rules = [f'[[rules]]\nkind = "{kind}"\n' for kind in ("symmetry", "unique")]
     write_crystals(tmp_path / "bad.extxyz", batch(NACL, *(bad for bad, _ in BAD.values()), COPPER))
     for name, text in (("all", "".join(rules)), ("unique", rules[1])):
         (tmp_path / f"{name}.toml").write_text(text)
-        folder = tmp_path / name
-        arguments = ["druse", "screen", tmp_path / "bad.extxyz", "--rules", tmp_path / f"{name}.toml", "--out", folder]
-        monkeypatch.setattr("sys.argv", [*map(str, arguments), "--jobs", "2", "--json"])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert not left.value.code, said.err
-        steps = {step["name"]: step for step in json.loads(said.out)["rules"]}
+        files = (tmp_path / "bad.extxyz", "--rules", tmp_path / f"{name}.toml", "--out", tmp_path / name)
+        code, said, complaint = druse("screen", *files, "--jobs", 2, "--json")
+        assert code == 0, complaint
+        steps = {step["name"]: step for step in json.loads(said)["rules"]}
         assert steps["unique"]["passed"] == 2
         assert steps["unique"]["refused"] == (0 if name == "all" else len(BAD))
 

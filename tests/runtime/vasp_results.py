@@ -1,11 +1,13 @@
-"""vasprun.xml of relaxations that never were: as little as pymatgen reads, and POTCARs that are headers only."""
+"""vasprun.xml of relaxations that never were, as little as pymatgen reads; POTCARs of headers only; sources."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from druse import Crystals
+from druse.candidates import Entries, read_entries, write_entries
 from druse.elements import SYMBOLS
 
 END = "</modeling>\n"
@@ -94,3 +96,26 @@ def _calculation(
     )  # fmt: skip
     inside = electronic + _structure(crystal) + _rows("forces", forces) + _energies(energy) + bands
     return f"<calculation>{inside}</calculation>"
+
+
+def entries(crystals: Crystals, **columns: object) -> Entries:
+    n = len(crystals)
+    values = {name: np.array(column) for name, column in columns.items()}
+    return Entries(0, ("made",) * n, tuple(f"c{k}" for k in range(n)), ("",) * n, crystals, values)
+
+
+def source(path: Path, crystals: Crystals, **columns: object) -> Path:
+    write_entries(path, entries(crystals, **columns))
+    return path
+
+
+def index_of(folder: Path, name: str = "index.parquet") -> Entries:
+    return Entries.concatenate(read_entries([folder / name]))
+
+
+@pytest.fixture(autouse=True)
+def no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever POTCARs the person who runs the tests has."""
+    from pymatgen.core import SETTINGS
+
+    monkeypatch.delitem(SETTINGS, "PMG_VASP_PSP_DIR", raising=False)
