@@ -392,12 +392,13 @@ def test_columns_beyond_all_measure(tmp_path: Path) -> None:
     assert sum(column.nbytes for column in entries.columns.values()) < 100_000
 
 
-def test_a_limit_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry that takes too long is refused; here none may take any time at all."""
-    (tmp_path / "a.cif").write_text(cif(many_sites(200), operations=("x,y,z", "-x,y+1/3,z")))
+def test_a_limit_of_time(tmp_path: Path) -> None:
+    """An entry that takes too long is refused. This one takes seconds, in which a library may swallow one error."""
+    operations = tuple(f"x+{k}/29,y,z" for k in range(24))
+    (tmp_path / "a.cif").write_text(cif(many_sites(200), operations=operations))
     (piece,) = pieces([tmp_path])
-    assert "not done after 0.001 s" in understand(piece, seconds=0.001).failures[0]
-    assert understand(piece, seconds=None).failures == ("",)
+    assert "not done after 0.1 s" in understand(piece, seconds=0.1).failures[0]
+    assert "atoms, more than 500" in understand(piece, seconds=None).failures[0]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
